@@ -1,0 +1,67 @@
+"""Talking to XenStore: a blocking client, a trio client and a command line.
+
+    from protocol.client import Client
+
+    with Client() as client:                              # finds the daemon by itself
+        client.write("/example/name", "value")
+        print(client.read("/example/name"))               # b"value"
+
+        def swap(tx):                                     # runs again if somebody interferes
+            a, b = tx.read("/a"), tx.read("/b")
+            tx.write("/a", b)
+            tx.write("/b", a)
+
+        client.transact(swap)
+
+        with client.watch("/local/domain", timeout=10) as events:
+            for event in events:
+                print(event.path)
+
+`AsyncClient` is the same for trio, with `await` and `async`.  From a shell: `python -m protocol.client --help`.
+
+This is the one part of `protocol` that does I/O.  `steps` and `session` hold all it knows of the protocol, sans-IO; `link`
+moves bytes; `blocking` and `concurrent` wait.  It does not know what runs at the other end: it serves with any xenstored,
+through a socket or a guest's /dev/xen/xenbus.
+
+Errors: `StoreError` (by name, or as the classes of `protocol.errors`) when the daemon refuses; `RequestTooLong`, a
+StoreError named E2BIG, when a request exceeds one message; `ConnectionLost`, `StoreUnavailable` and `UnexpectedReply`,
+ConnectionErrors all, when there is no usable answer.
+"""
+
+from typing import TYPE_CHECKING
+
+from protocol.client.blocking import Client, Transaction, Watch
+from protocol.client.failures import ConnectionLost, RequestTooLong, StoreUnavailable, UnexpectedReply
+from protocol.client.locate import find_store
+from protocol.client.session import WatchEvent
+from protocol.errors import StoreError
+from protocol.permissions import Permission
+
+if TYPE_CHECKING:
+    from protocol.client.concurrent import AsyncClient, AsyncTransaction, AsyncWatch
+
+__all__ = [
+    "AsyncClient",
+    "AsyncTransaction",
+    "AsyncWatch",
+    "Client",
+    "ConnectionLost",
+    "Permission",
+    "RequestTooLong",
+    "StoreError",
+    "StoreUnavailable",
+    "Transaction",
+    "UnexpectedReply",
+    "Watch",
+    "WatchEvent",
+    "find_store",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Imports the trio client when it is asked for: blocking programs need not load trio."""
+    if name in {"AsyncClient", "AsyncTransaction", "AsyncWatch"}:
+        from protocol.client import concurrent  # noqa: PLC0415
+
+        return getattr(concurrent, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

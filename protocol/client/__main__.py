@@ -1,0 +1,7 @@
+"""`python -m protocol.client`: the command line."""
+
+import sys
+
+from protocol.client.cli import main
+
+sys.exit(main())

@@ -1,0 +1,120 @@
+"""Custody of descriptors: the keeper holds a duplicate of each and hands it to a running worker under the same number.
+
+Order of closing, so that a number never means two connections: the worker takes it out of the epoll set, shuts it down
+(the peer sees the end now, whoever still holds a copy), publishes the closing, closes its own copy; the keeper closes its
+duplicate when it applies that record, and only then can the number come up again.
+Numbers of handed-over descriptors lie at `first_number` and above; whatever a worker opens for itself lies below.
+"""
+
+import array
+import errno
+import fcntl
+import os
+import resource
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+_NOTE: Final = struct.Struct("=QIIi")
+"""Connection id, slot, descriptor number, domid."""
+_FULL: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.EINVAL, errno.ENOMEM, errno.ENOBUFS})
+
+
+class OutOfDescriptors(Exception):
+    """No number is left for another connection."""
+
+
+def raise_limit() -> int:
+    """Raises the limit of open files to what is allowed and returns it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def first_number(limit: int) -> int:
+    """Lowest number used for connections when `limit` files may be open: the rest is for the processes themselves."""
+    return min(256, limit // 2)
+
+
+def settle(sock: socket.socket, first: int) -> int:
+    """Moves a freshly accepted socket to a number of at least `first` and returns that number.  Raises `OutOfDescriptors`."""
+    try:
+        return fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, first)
+    except OSError as e:
+        if e.errno in _FULL:
+            raise OutOfDescriptors from None
+        raise
+    finally:
+        sock.close()
+
+
+def is_exhaustion(error: OSError) -> bool:
+    """Whether an accept failed for want of descriptors or memory, not because of the peer."""
+    return error.errno in _FULL
+
+
+class Handover:
+    """A pair of sockets between the keeper and one worker.  Make it before the fork; a new one for each worker."""
+
+    def __init__(self) -> None:
+        self._keeper, self._worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._keeper.setblocking(False)
+        self._worker.setblocking(False)
+
+    @property
+    def worker_fd(self) -> int:
+        """Readable in the worker when a descriptor waits."""
+        return self._worker.fileno()
+
+    @property
+    def keeper_fd(self) -> int:
+        """Writable in the keeper when another descriptor can be handed over."""
+        return self._keeper.fileno()
+
+    def in_keeper(self) -> None:
+        """To be called in the keeper after the fork."""
+        self._worker.close()
+
+    def in_worker(self) -> None:
+        """To be called in the worker after the fork."""
+        self._keeper.close()
+
+    def close(self) -> None:
+        """Closes both ends, as far as they are open here."""
+        self._keeper.close()
+        self._worker.close()
+
+    def give(self, connection: int, slot: int, fd: int, domid: int) -> bool:
+        """Hands a descriptor over.  False when the worker must take others first (or is dead: its successor inherits)."""
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+        try:
+            self._keeper.sendmsg([_NOTE.pack(connection, slot, fd, domid)], ancillary, socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return False
+        except OSError as e:
+            if e.errno in {errno.EPIPE, errno.ECONNRESET, errno.ETOOMANYREFS}:
+                return False
+            raise
+        return True
+
+    def take(self) -> Iterator[tuple[int, int, int, int]]:
+        """Takes what waits: (connection id, slot, descriptor, domid), the descriptor under the keeper's number.
+
+        Raises `EOFError` when the keeper is gone.
+        """
+        while True:
+            try:
+                note, ancillary, _, _ = self._worker.recvmsg(_NOTE.size, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+            except BlockingIOError:
+                return
+            if not note:
+                raise EOFError("the keeper is gone")
+            connection, slot, number, domid = _NOTE.unpack(note)
+            if not ancillary:
+                raise OutOfDescriptors
+            here = struct.unpack("i", ancillary[0][2][:4])[0]
+            if here != number:
+                os.dup2(here, number, inheritable=False)
+                os.close(here)
+            yield connection, slot, number, domid

@@ -1,0 +1,149 @@
+"""Typed items: what has to be remembered from one worker to the next.
+
+Each kind has a table with insert, update and delete, keyed so that no key ever means two things: connections have ids that
+are never reused.  A table refuses what contradicts it (`ItemError`): inserting a key twice, touching one that is not there,
+growing beyond its bound.  Values are plain data; what they mean is the business of those who store them.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic, TypeVar
+
+M32: Final = 0xFFFFFFFF
+PENDING_MAX: Final = 4 << 20
+"""Bytes of output that may wait for one connection beyond its region."""
+
+
+class ItemError(Exception):
+    """An insert, update or delete contradicts what the table holds."""
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Table(Generic[K, V]):
+    """Items of one kind by key."""
+
+    __slots__ = ("_items", "_limit", "kind")
+
+    def __init__(self, kind: str, limit: int) -> None:
+        self.kind = kind
+        self._limit = limit
+        self._items: dict[K, V] = {}
+
+    def insert(self, key: K, value: V) -> None:
+        """Adds an item.  Raises `ItemError` if the key is taken or the table is full."""
+        if key in self._items:
+            raise ItemError(f"{self.kind} {key!r} is there already")
+        if len(self._items) >= self._limit:
+            raise ItemError(f"more than {self._limit} items of kind {self.kind}")
+        self._items[key] = value
+
+    def update(self, key: K, value: V) -> None:
+        """Replaces an item.  Raises `ItemError` if there is none."""
+        if key not in self._items:
+            raise ItemError(f"no {self.kind} {key!r}")
+        self._items[key] = value
+
+    def delete(self, key: K) -> V:
+        """Removes an item and returns it.  Raises `ItemError` if there is none."""
+        try:
+            return self._items.pop(key)
+        except KeyError:
+            raise ItemError(f"no {self.kind} {key!r}") from None
+
+    def find(self, key: K) -> V:
+        """The item.  Raises `ItemError` if there is none."""
+        try:
+            return self._items[key]
+        except KeyError:
+            raise ItemError(f"no {self.kind} {key!r}") from None
+
+    def get(self, key: K) -> V | None:
+        """The item or None."""
+        return self._items.get(key)
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[V]:
+        return iter(self._items.values())
+
+
+@dataclass(slots=True)
+class PendingOutput:
+    """Output of one connection that its region could not take: (stream position, bytes), oldest first."""
+
+    chunks: deque[tuple[int, bytes]] = field(default_factory=deque)
+    size: int = 0
+
+    def append(self, position: int, data: bytes) -> None:
+        """Adds bytes at the end of the stream.  Raises `ItemError` beyond `PENDING_MAX` or out of order."""
+        if self.chunks:
+            last, before = self.chunks[-1]
+            if (last + len(before)) & M32 != position:
+                raise ItemError("pending output does not follow what is pending")
+        if self.size + len(data) > PENDING_MAX:
+            raise ItemError("too much pending output")
+        self.chunks.append((position, data))
+        self.size += len(data)
+
+    def trim(self, made: int) -> None:
+        """Forgets what has moved into the region, whose output reaches up to stream position `made`."""
+        while self.chunks:
+            position, data = self.chunks[0]
+            moved = (made - position) & M32
+            if not 0 < moved <= M32 >> 1:
+                return
+            self.chunks.popleft()
+            if moved < len(data):
+                self.chunks.appendleft((made, data[moved:]))
+                self.size -= moved
+                return
+            self.size -= len(data)
+
+    @property
+    def end(self) -> int | None:
+        """Stream position behind the last pending byte."""
+        if not self.chunks:
+            return None
+        position, data = self.chunks[-1]
+        return (position + len(data)) & M32
+
+
+@dataclass(slots=True)
+class Connection:
+    """A peer.  `id` is never reused; `slot` and `fd` are, once the closing was applied."""
+
+    id: int
+    slot: int
+    """Of its lane in the box; -1 for a connection without one (in-process use)."""
+    fd: int
+    """The descriptor's number, equal in keeper and worker; -1 without one."""
+    domid: int
+    """Who speaks here."""
+    privileged: bool
+    socket: bool
+    """A socket, not a domain's ring."""
+    subject: Any = None
+    """On whose behalf requests act; the business of those who check access."""
+    watches: dict[tuple[bytes, bytes], Any] = field(default_factory=dict)
+    transactions: dict[int, Any] = field(default_factory=dict)
+    last_tx_id: int = 0
+    pending: PendingOutput = field(default_factory=PendingOutput)
+    closed: bool = False
+
+
+class Items:
+    """All items of a box."""
+
+    __slots__ = ("connections", "settings")
+
+    def __init__(self, max_connections: int = 1 << 20) -> None:
+        self.connections: Table[int, Connection] = Table("connection", max_connections)
+        self.settings: Table[str, int | str] = Table("setting", 1024)

@@ -1,0 +1,216 @@
+"""The journal: records of effects in shared memory, one producer, one consumer.
+
+Theory of operation.  A record is a 16-byte entry header and a body, padded to 8 bytes, contiguous.  The producer writes
+both behind the head, where nobody looks, and then stores the new head: one aligned word, so at any instruction a record
+is there completely or not at all.  Head and tail run freely; at the end of the ring a filler covers what is too short.
+
+    | length and kind (u32) | crc32 (u32) | sequence number (u64) | body ... | padding |
+
+The consumer believes nothing: the head must lie within the ring, the sequence numbers must follow one another, length and
+CRC must fit.  Anything else is `JournalCorrupt`, at that record, and nothing of it or behind it is delivered.  Bodies
+larger than a quarter of the ring go as segments and count only when the last one is there.
+
+A full ring makes the producer wait (`on_full` is called until there is room); nothing is ever overwritten.
+Knows nothing of what bodies mean.
+"""
+
+import struct
+from collections.abc import Callable, Iterator
+from typing import Final
+from zlib import crc32
+
+from recovery_box.box import JOURNAL_SIZE, PAGE, W_HEAD, W_TAIL, Box
+
+_ENTRY: Final = struct.Struct("=IIQ")
+_MASK: Final = JOURNAL_SIZE - 1
+_M32: Final = 0xFFFFFFFF
+SEGMENT_MAX: Final = JOURNAL_SIZE // 4
+"""Longest body that travels in one piece, in bytes."""
+RECORD_MAX: Final = 256 << 20
+"""Longest body altogether."""
+_LENGTH: Final = 0x0FFFFFFF
+_KIND: Final = 0xF0000000
+_WHOLE: Final = 0x00000000
+_FILLER: Final = 0x10000000
+_SEGMENT: Final = 0x20000000
+_LAST_SEGMENT: Final = 0x30000000
+
+
+class JournalCorrupt(Exception):
+    """A record cannot be what the producer wrote.  It and all later ones must be discarded."""
+
+
+class RecordTooLarge(Exception):
+    """A body of more than `RECORD_MAX` bytes."""
+
+
+class Producer:
+    """The writing end.  One per box at a time; a new one continues where the last one published."""
+
+    __slots__ = ("_head", "_memory", "_on_full", "_sequence", "_tail", "_words")
+
+    def __init__(self, box: Box, sequence: int, on_full: Callable[[], None]) -> None:
+        """`sequence` is that of the last published record; `on_full` wakes the consumer and waits a moment."""
+        self._memory = box.memory
+        self._words = box.words.view
+        self._head = self._words[W_HEAD]
+        self._tail = self._words[W_TAIL]
+        self._sequence = sequence
+        self._on_full = on_full
+
+    @property
+    def backlog(self) -> int:
+        """Bytes published and not yet consumed."""
+        return self._head - self._words[W_TAIL]
+
+    def append(self, body: bytes) -> None:
+        """Publishes one record.  Waits while the ring is full.  Raises `RecordTooLarge`."""
+        n = len(body)
+        if n > SEGMENT_MAX:
+            self._append_segments(body)
+        else:
+            self._append(body, n)
+
+    def _append_segments(self, body: bytes) -> None:
+        if len(body) > RECORD_MAX:
+            raise RecordTooLarge(f"a record of {len(body)} bytes")
+        last = (len(body) - 1) // SEGMENT_MAX
+        for i in range(last + 1):
+            part = body[i * SEGMENT_MAX : (i + 1) * SEGMENT_MAX]
+            self._append(part, len(part) | (_LAST_SEGMENT if i == last else _SEGMENT))
+
+    def _append(self, body: bytes, kind_and_length: int) -> None:
+        end = 16 + len(body)
+        size = (end + 7) & ~7
+        head = self._head
+        at = head & _MASK
+        if at + size > JOURNAL_SIZE:
+            self._fill(head, JOURNAL_SIZE - at)
+            head, at = self._head, 0
+        if head + size - self._tail > JOURNAL_SIZE:
+            self._wait(size)
+        sequence = self._sequence = self._sequence + 1
+        at += PAGE
+        check = crc32(body, (sequence ^ kind_and_length) & _M32)
+        self._memory[at : at + end] = _ENTRY.pack(kind_and_length, check, sequence) + body
+        self._words[W_HEAD] = self._head = head + size
+
+    def _fill(self, head: int, left: int) -> None:
+        if head + left - self._tail > JOURNAL_SIZE:
+            self._wait(left)
+        if left >= _ENTRY.size:
+            at = PAGE + (head & _MASK)
+            self._memory[at : at + _ENTRY.size] = _ENTRY.pack(_FILLER, 0, 0)
+        self._words[W_HEAD] = self._head = head + left
+
+    def _wait(self, size: int) -> None:
+        while True:
+            self._tail = self._words[W_TAIL]
+            if self._head + size - self._tail <= JOURNAL_SIZE:
+                return
+            self._on_full()
+
+
+class Consumer:
+    """The reading end; it trusts neither indices nor bytes."""
+
+    __slots__ = ("_box", "_memory", "_staged", "_tail", "_words", "sequence")
+
+    def __init__(self, box: Box) -> None:
+        self._box = box
+        self._memory = box.memory
+        self._words = box.words.view
+        self._tail = 0
+        self._staged: list[bytes] = []
+        self.sequence = 0
+        """Sequence number of the last entry read."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is published that was not read."""
+        return self._words[W_HEAD] == self._tail
+
+    def records(self) -> Iterator[bytes]:
+        """Yields the body of each published record; its room is given back when the next one is asked for.
+
+        Raises `JournalCorrupt`.
+        """
+        words, memory = self._words, self._memory
+        while True:
+            head, tail = words[W_HEAD], self._tail
+            if head == tail:
+                return
+            if head & 7 or not 0 < head - tail <= JOURNAL_SIZE:
+                raise JournalCorrupt(f"index {head} with {tail} consumed")
+            at = tail & _MASK
+            left = JOURNAL_SIZE - at
+            if left < _ENTRY.size:
+                self._release(tail + left)
+                continue
+            kind_and_length, check, sequence = _ENTRY.unpack_from(memory, PAGE + at)
+            kind, n = kind_and_length & _KIND, kind_and_length & _LENGTH
+            if kind == _FILLER:
+                self._release(tail + left)
+                continue
+            size = (_ENTRY.size + n + 7) & ~7
+            if size > left or tail + size > head or n > SEGMENT_MAX:
+                raise JournalCorrupt(f"record of {n} bytes does not fit what was published")
+            if sequence != self.sequence + 1:
+                raise JournalCorrupt(f"record {sequence} follows {self.sequence}")
+            start = PAGE + at + _ENTRY.size
+            body = memory[start : start + n]
+            if crc32(body, (sequence ^ kind_and_length) & _M32) != check:
+                raise JournalCorrupt(f"checksum of record {sequence}")
+            self.sequence = sequence
+            whole = body if kind == _WHOLE else self._stage(kind, body)
+            if whole is not None:
+                yield whole
+            self._release(tail + size)
+
+    def _stage(self, kind: int, body: bytes) -> bytes | None:
+        self._staged.append(body)
+        if sum(map(len, self._staged)) > RECORD_MAX:
+            raise JournalCorrupt("a staged record is too large")
+        if kind != _LAST_SEGMENT:
+            return None
+        return b"".join(self._take_staged())
+
+    def _take_staged(self) -> list[bytes]:
+        staged, self._staged = self._staged, []
+        return staged
+
+    def _release(self, tail: int) -> None:
+        self._tail = tail
+        self._words[W_TAIL] = tail
+
+    def discard(self) -> list[bytes]:
+        """Gives up everything that was published and not consumed, for good: the producer is dead.
+
+        Returns the bodies that can still be read, for whoever must know whom they concerned.
+        """
+        words, memory, tail = self._words, self._memory, self._tail
+        head = words[W_HEAD]
+        if head & 7 or not 0 <= head - tail <= JOURNAL_SIZE:
+            words[W_HEAD] = head = tail
+        self._take_staged()
+        bodies = []
+        while head - tail >= _ENTRY.size:
+            at = tail & _MASK
+            kind_and_length, check, sequence = (
+                _ENTRY.unpack_from(memory, PAGE + at) if at + 16 <= JOURNAL_SIZE else (0,) * 3
+            )
+            n = kind_and_length & _LENGTH
+            if kind_and_length & _KIND == _FILLER or at + 16 > JOURNAL_SIZE:
+                tail += JOURNAL_SIZE - at
+                continue
+            body = memory[PAGE + at + 16 : PAGE + at + 16 + n]
+            if at + 16 + n > JOURNAL_SIZE or crc32(body, (sequence ^ kind_and_length) & _M32) != check:
+                break
+            bodies.append(body)
+            tail += (_ENTRY.size + n + 7) & ~7
+        self._release(head)
+        return bodies
+
+    def drop_staged(self) -> None:
+        """Forgets segments whose last one never came: the producer is dead."""
+        self._take_staged()

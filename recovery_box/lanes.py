@@ -1,0 +1,200 @@
+"""Lanes: one connection's input and output, which look like a pair of Xen rings and survive the death of their owner.
+
+Theory of operation.  Both regions are rings of `REGION_SIZE` bytes; all positions run freely modulo 2**32.  Four numbers
+say everything, in three shared words:
+
+    IN    base << 32 | length    received so far = base + length
+    OUT   base << 32 | length    sent so far     = base + length
+    DONE  head << 32 | fill      input consumed, output made: one store says that a request is answered
+
+IN and OUT are the last words of the `mmsghdr`s given to recvmmsg and sendmmsg: the low half is the field into which the
+kernel itself stores the number of bytes, before the process can die in user mode; the high half is padding that the kernel
+never touches.  Storing `position << 32` before the call makes the sum right at every instruction, whatever happens.  (With
+plain recv or send, a death between the system call and the storing of its result leaves the stream position unknown.)
+
+What is received goes straight into the region and stays there until DONE says it is consumed; replies are copied behind
+`fill` and count when DONE says so.  Knows nothing of messages.
+"""
+
+import ctypes
+from typing import Final
+
+from recovery_box.box import CONTROL_SIZE, REGION_SIZE, Box
+
+M32: Final = 0xFFFFFFFF
+MASK: Final = REGION_SIZE - 1
+_MSG_DONTWAIT: Final = 0x40
+_MSG_NOSIGNAL: Final = 0x4000
+_SEND_FLAGS: Final = _MSG_DONTWAIT | _MSG_NOSIGNAL
+
+# Words of a slot's control area.  struct mmsghdr is eight words: name, name length, iov, iov count, control, control
+# length, flags, bytes moved.
+_IN_HEADER: Final = 0
+_OUT_HEADER: Final = 8
+_IN_IOV: Final = 16
+_OUT_IOV: Final = 18
+_DONE: Final = 20
+_OWNER: Final = 21
+_IOV: Final = 2
+_IOV_COUNT: Final = 3
+_BYTES: Final = 7
+
+# No argtypes and no errno: each costs a tenth of a microsecond a call.  PyDLL keeps the GIL: the calls never block.
+_libc: Final = ctypes.PyDLL(None)
+_recvmmsg: Final = _libc.recvmmsg
+_sendmmsg: Final = _libc.sendmmsg
+
+
+def prepare_slot(box: Box, slot: int, owner: int) -> None:
+    """Makes a slot ready for the connection `owner` (a number of the keeper's, never 0 for a live one): all positions 0."""
+    offset = box.ensure_slot(slot)
+    words, i = box.words, offset // 8
+    for k in range(CONTROL_SIZE // 8):
+        words[i + k] = 0
+    for header, iov in ((_IN_HEADER, _IN_IOV), (_OUT_HEADER, _OUT_IOV)):
+        words[i + header + _IOV] = box.address + offset + iov * 8
+        words[i + header + _IOV_COUNT] = 1
+    words[i + _OWNER] = owner
+
+
+def output_made(box: Box, slot: int) -> int:
+    """Stream position up to which a slot's output has been put into its region."""
+    return box.words[box.ensure_slot(slot) // 8 + _DONE] & M32
+
+
+def input_consumed(box: Box, slot: int) -> int:
+    """Stream position up to which a slot's input is consumed."""
+    return box.words[box.ensure_slot(slot) // 8 + _DONE] >> 32
+
+
+class Lane:
+    """One process's handle on a slot.  Made anew after each death: everything it knows is read from the shared words."""
+
+    __slots__ = (
+        "_done_word",
+        "_in_address",
+        "_in_header",
+        "_in_iov",
+        "_in_word",
+        "_memory",
+        "_out_address",
+        "_out_header",
+        "_out_iov",
+        "_out_word",
+        "_words",
+        "fd",
+        "fill",
+        "head",
+        "in_offset",
+        "made",
+        "out_offset",
+        "sent",
+    )
+
+    def __init__(self, box: Box, slot: int, fd: int) -> None:
+        offset = box.ensure_slot(slot)
+        i = offset // 8
+        self.fd = fd
+        self._memory = box.memory
+        self._words = box.words.view
+        self.in_offset = offset + CONTROL_SIZE
+        self.out_offset = self.in_offset + REGION_SIZE
+        self._in_address = box.address + self.in_offset
+        self._out_address = box.address + self.out_offset
+        self._in_header = ctypes.c_void_p(box.address + offset + _IN_HEADER * 8)
+        self._out_header = ctypes.c_void_p(box.address + offset + _OUT_HEADER * 8)
+        self._in_iov = i + _IN_IOV
+        self._out_iov = i + _OUT_IOV
+        self._in_word = i + _IN_HEADER + _BYTES
+        self._out_word = i + _OUT_HEADER + _BYTES
+        self._done_word = i + _DONE
+        word = self._words[self._in_word]
+        self.fill = ((word >> 32) + word) & M32
+        """Input received so far."""
+        word = self._words[self._out_word]
+        self.sent = ((word >> 32) + word) & M32
+        """Output sent so far."""
+        word = self._words[self._done_word]
+        self.head = word >> 32
+        """Input consumed so far."""
+        self.made = word & M32
+        """Output made so far."""
+
+    @property
+    def unsent(self) -> int:
+        """Bytes of output in the region that are not sent."""
+        return (self.made - self.sent) & M32
+
+    @property
+    def room(self) -> int:
+        """Bytes of output that the region can still take."""
+        return REGION_SIZE - ((self.made - self.sent) & M32)
+
+    def receive(self) -> int:
+        """Receives what is there and fits.  Bytes received; 0 at the end of the stream; -1 when there is nothing (or no room)."""
+        fill = self.fill
+        room = REGION_SIZE - ((fill - self.head) & M32)
+        if not room:
+            return -1
+        at = fill & MASK
+        straight = REGION_SIZE - at
+        words, iov = self._words, self._in_iov
+        words[iov] = self._in_address + at
+        words[iov + 1] = straight if straight < room else room
+        words[self._in_word] = fill << 32
+        if _recvmmsg(self.fd, self._in_header, 1, _MSG_DONTWAIT, None) != 1:
+            return -1
+        got = words[self._in_word] & M32
+        self.fill = (fill + got) & M32
+        return got
+
+    def peek(self, n: int) -> bytes:
+        """The next `n` bytes of input, all received.  They stay."""
+        at = self.head & MASK
+        if at + n <= REGION_SIZE:
+            at += self.in_offset
+            return self._memory[at : at + n]
+        first = REGION_SIZE - at
+        start = self.in_offset
+        return self._memory[start + at : start + REGION_SIZE] + self._memory[start : start + n - first]
+
+    def put(self, data: bytes, position: int) -> None:
+        """Copies output to a stream position.  It must fit, and counts only when DONE covers it."""
+        at = position & MASK
+        n = len(data)
+        start = self.out_offset
+        if at + n <= REGION_SIZE:
+            self._memory[start + at : start + at + n] = data
+        else:
+            first = REGION_SIZE - at
+            self._memory[start + at : start + REGION_SIZE] = data[:first]
+            self._memory[start : start + n - first] = data[first:]
+
+    def publish(self, head: int, made: int) -> None:
+        """One store: input up to `head` is consumed and output up to `made` is there."""
+        self.head = head
+        self.made = made
+        self._words[self._done_word] = head << 32 | made
+
+    def send(self) -> bool:
+        """Sends what the region holds.  True when everything went; False when the peer must read first, or is gone."""
+        words, iov = self._words, self._out_iov
+        while True:
+            sent = self.sent
+            n = (self.made - sent) & M32
+            if not n:
+                return True
+            at = sent & MASK
+            if at + n > REGION_SIZE:
+                n = REGION_SIZE - at
+            words[iov] = self._out_address + at
+            words[iov + 1] = n
+            words[self._out_word] = sent << 32
+            if _sendmmsg(self.fd, self._out_header, 1, _SEND_FLAGS, None) != 1:
+                return False
+            moved = words[self._out_word] & M32
+            self.sent = (sent + moved) & M32
+            if moved < n:
+                return False
+            if self.sent == self.made:
+                return True

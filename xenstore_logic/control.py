@@ -1,0 +1,239 @@
+"""CONTROL: the operator's commands (control.c: do_control), as `xenstore-control` sends them.
+
+`COMMANDS` at the end is the table: name, function, what `help` says of its arguments.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from protocol.errors import EINVAL, ENOENT
+from protocol.payload import atoi, strings
+from recovery_box.items import Connection
+from xenstore_logic import trace
+from xenstore_state import effects, quotas
+from xenstore_state.tree import walk
+
+if TYPE_CHECKING:
+    from xenstore_logic.core import Core
+
+log = logging.getLogger(__name__)
+
+OK: Final = "OK"
+LIBRARY: Final = "/var/lib/xen/xenstore"
+"""Where relative file names lie (XEN_LIB_DIR)."""
+TRACE_FILE: Final = "trace-file"
+TRACE_ON: Final = "trace-on"
+TRACE_SWITCH: Final = "trace-"
+
+
+def control(core: "Core", by: Connection, tx_id: int, payload: bytes) -> bytes:
+    """CONTROL: a command and its arguments; text with a closing NUL comes back."""
+    words = [word.decode("latin1") for word in strings(payload)]
+    command = COMMANDS.get(words[0]) if words else None
+    if command is None:
+        raise EINVAL
+    return command.run(core, by, words[1:]).encode("latin1", "replace") + b"\0"
+
+
+def _check(core: "Core", by: Connection, arguments: list[str]) -> str:
+    """Counts everything anew and says in the log whether the books agree."""
+    _none(arguments)
+    tree, counted = core.store.tree, dict[int, int]()
+    for node in walk(tree.root):
+        counted[node.acl[0][1]] = counted.get(node.acl[0][1], 0) + 1
+    if counted == tree.owned:
+        log.info("check: %d nodes, all accounts agree", tree.size)
+    else:
+        log.error("check: nodes by owner are %s, the accounts say %s", counted, tree.owned)
+    return OK
+
+
+def _log(core: "Core", by: Connection, arguments: list[str]) -> str:
+    """Shows or sets what is traced."""
+    if not arguments:
+        lines = [f"{name:<8}: {'on' if on else 'off'}\n" for name, on in core.trace.switches.items()]
+        return "Log switch settings:\n" + "".join(lines)
+    word = _only(arguments)
+    if word in {"on", "off"}:
+        core.perform(effects.SETTING, by, TRACE_ON, word)
+    elif word[:1] in {"+", "-"} and word[1:] in trace.SWITCHES:
+        core.perform(effects.SETTING, by, TRACE_SWITCH + word[1:], "on" if word[0] == "+" else "off")
+    else:
+        raise EINVAL
+    apply_trace_settings(core)
+    return OK
+
+
+def _logfile(core: "Core", by: Connection, arguments: list[str]) -> str:
+    """Names the trace file and starts tracing."""
+    name = _only(arguments)
+    if not name or "\0" in name:
+        raise EINVAL
+    core.perform(effects.SETTING, by, TRACE_FILE, os.path.join(LIBRARY, name))
+    apply_trace_settings(core)
+    return OK
+
+
+def apply_trace_settings(core: "Core") -> None:
+    """Makes the trace what the settings say.  They outlive Logic, open files do not."""
+    settings = core.store.items.settings
+    for name in trace.SWITCHES:
+        value = settings.get(TRACE_SWITCH + name)
+        if value is not None:
+            core.trace.switches[name] = value == "on"
+    file_name = settings.get(TRACE_FILE)
+    if file_name is None or settings.get(TRACE_ON) == "off":
+        core.trace.close()
+        return
+    problem = core.trace.open(str(file_name))
+    if problem is not None:
+        log.error("tracing is off: %s", problem)
+
+
+def _memreport(core: "Core", by: Connection, arguments: list[str]) -> str:
+    """Writes how much of what there is to the log, or appends it to a file."""
+    if len(arguments) > 1:
+        raise EINVAL
+    store = core.store
+    report = (
+        f"nodes {store.tree.size}, watches {store.watches.count}, connections {len(store.items.connections)}, "
+        f"transactions {sum(len(c.transactions) for c in store.items.connections)}, "
+        f"pending output {sum(c.pending.size for c in store.items.connections)} bytes"
+    )
+    if not arguments:
+        log.info("memreport: %s", report)
+        return OK
+    try:
+        fd = os.open(arguments[0], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        try:
+            os.write(fd, report.encode() + b"\n")
+        finally:
+            os.close(fd)
+    except (OSError, ValueError):
+        raise EINVAL from None
+    return OK
+
+
+def _print(core: "Core", by: Connection, arguments: list[str]) -> str:
+    """Writes a line to trace and log."""
+    text = _only(arguments)
+    core.trace.line(f"control: {text}")
+    log.info("control: %s", ascii(text)[1:-1])
+    return OK
+
+
+def _quota(core: "Core", by: Connection, arguments: list[str]) -> str:
+    """Shows or sets quotas, shows a domain's use of them or the most ever used."""
+    match arguments:
+        case []:
+            return _settings(core, "")
+        case ["set", name, value]:
+            return _set(core, by, name, value)
+        case ["max"]:
+            return _peaks(core)
+        case ["max", "-r"]:
+            core.store.domains.peaks.clear()
+            return _peaks(core)
+        case [domid] if domid != "set":
+            return _usage(core, atoi(domid.encode("latin1")))
+        case _:
+            raise EINVAL
+
+
+def _quota_soft(core: "Core", by: Connection, arguments: list[str]) -> str:
+    """The same for soft quotas, which only warn."""
+    match arguments:
+        case []:
+            return _settings(core, quotas.SOFT)
+        case ["set", name, value]:
+            return _set(core, by, quotas.SOFT + name, value)
+        case _:
+            raise EINVAL
+
+
+def _settings(core: "Core", prefix: str) -> str:
+    values = core.store.domains.quotas
+    lines = [
+        f"{name:<17}: {values[prefix + name]:8} {quota.description}\n"
+        for name, quota in quotas.QUOTAS.items()
+        if prefix + name in values
+    ]
+    return "Quota settings:\n" + "".join(lines)
+
+
+def _set(core: "Core", by: Connection, name: str, value: str) -> str:
+    number = atoi(value.encode("latin1"))
+    if number < 1 or not quotas.is_name(name) or name.count(quotas.SOFT) > 1:
+        raise EINVAL
+    core.perform(effects.SET_QUOTA, by, effects.GLOBAL, name, number)
+    return OK
+
+
+def _used(core: "Core", domid: int) -> dict[str, int]:
+    """How much of each quota a domain uses."""
+    used = dict.fromkeys(quotas.QUOTAS, 0)
+    used["nodes"] = core.store.tree.owned.get(domid, 0)
+    for connection in core.store.items.connections:
+        if connection.domid == domid and not connection.socket:
+            used["watches"] += len(connection.watches)
+            used["transactions"] += len(connection.transactions)
+            used["memory"] += connection.pending.size
+    return used
+
+
+def _usage(core: "Core", domid: int) -> str:
+    domain = core.store.domains.known.get(domid)
+    if domain is None:
+        raise ENOENT
+    used = _used(core, domid)
+    for name, amount in used.items():
+        domain.peaks[name] = max(domain.peaks.get(name, 0), amount)
+    lines = [f"{name:<17}: {amount:8} (max {domain.peaks[name]:8})\n" for name, amount in used.items()]
+    return f"Domain {domid}:\n" + "".join(lines)
+
+
+def _peaks(core: "Core") -> str:
+    peaks = core.store.domains.peaks
+    for domid in core.store.domains.known:
+        if domid:  # of domains that quotas bind
+            for name, amount in _used(core, domid).items():
+                peaks[name] = max(peaks.get(name, 0), amount)
+    return "Max. seen accounting values:\n" + "".join(f"{n:<17}: {peaks.get(n, 0):8}\n" for n in quotas.QUOTAS)
+
+
+def _help(core: "Core", by: Connection, arguments: list[str]) -> str:
+    """Lists the commands."""
+    _none(arguments)
+    return "".join(f"{name:<15} {command.arguments}\n" for name, command in COMMANDS.items())
+
+
+def _none(arguments: list[str]) -> None:
+    if arguments:
+        raise EINVAL
+
+
+def _only(arguments: list[str]) -> str:
+    if len(arguments) != 1:
+        raise EINVAL
+    return arguments[0]
+
+
+class Command(NamedTuple):
+    """One row of the table."""
+
+    run: Callable[["Core", Connection, list[str]], str]
+    arguments: str
+
+
+COMMANDS: Final = {
+    "check": Command(_check, ""),
+    "log": Command(_log, "[on|off|+<switch>|-<switch>]"),
+    "logfile": Command(_logfile, "<file>"),
+    "memreport": Command(_memreport, "[<file>]"),
+    "print": Command(_print, "<string>"),
+    "quota": Command(_quota, "[set <name> <val>|<domid>|max [-r]]"),
+    "quota-soft": Command(_quota_soft, "[set <name> <val>]"),
+    "help": Command(_help, ""),
+}

@@ -1,0 +1,160 @@
+"""The core: one request in; its reply, at most one effect, and watch events out.  No process, no socket, no clock.
+
+`handle` does in order what the protocol prescribes (core.c: process_message): is the operation known, may this caller send
+it, is the transaction known, then the operation's own handler.  A handler reads through `look`, changes through `perform`,
+and tells watchers through `fire`; what it returns is the payload of the reply.
+
+After `handle`, `effect` is what must be published before any byte leaves, `events` go out before the reply and
+`late_events` behind it, in that order (protocol.md 1.5).
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final, NamedTuple
+
+from protocol.errors import EACCES, EINVAL, ENOENT, StoreError
+from protocol.ops import OPERATIONS, Op
+from protocol.paths import canonical, counted_length, domain_path
+from protocol.permissions import READ
+from protocol.wire import HEADER, PAYLOAD_MAX, watch_event
+from recovery_box.items import Connection
+from xenstore_logic.trace import Trace
+from xenstore_state.access import Acl, allows
+from xenstore_state.effects import DIRECTORY, EFFECTS, IN_TRANSACTION, names_of
+from xenstore_state.quotas import exceeds
+from xenstore_state.store import Store
+from xenstore_state.tree import Node
+from xenstore_state.views import SPECIAL, Fired, Parts
+from xenstore_state.watches import Watch
+
+_ERROR: Final = int(Op.ERROR)
+_ENOSYS: Final = StoreError("ENOSYS").payload
+_E2BIG: Final = StoreError("E2BIG").payload
+_CACHE_MAX: Final = 16384
+
+Handler = Callable[["Core", Connection, int, bytes], bytes]
+
+
+class Performed(NamedTuple):
+    """An effect that was performed here and must be published: its number, arguments and outcome ("" or an error name)."""
+
+    kind: int
+    arguments: tuple[Any, ...]
+    outcome: str
+
+
+class Core:
+    """Serves requests on a store."""
+
+    def __init__(self, store: Store, handlers: dict[int, Handler]) -> None:
+        self.store = store
+        self.effect: Performed | None = None
+        self.events: list[tuple[Connection, bytes]] = []
+        self.late_events: list[tuple[Connection, bytes]] = []
+        self.trace = Trace()
+        self._rows = {int(op): (handlers[op], row.privileged, row.uses_tx) for op, row in OPERATIONS.items()}
+        self._paths: dict[bytes, bytes] = {}
+        self._listing: tuple[Node, int, bytes] | None = None
+
+    def handle(self, by: Connection, op: int, req_id: int, tx_id: int, payload: bytes) -> bytes:
+        """Serves one request and returns the whole reply message."""
+        row = self._rows.get(op)
+        try:
+            if row is None:
+                return HEADER.pack(_ERROR, req_id, tx_id, len(_ENOSYS)) + _ENOSYS
+            run, privileged, uses_tx = row
+            if privileged and not by.privileged:
+                raise EACCES
+            if tx_id and uses_tx and tx_id not in by.transactions:
+                raise ENOENT
+            body = run(self, by, tx_id, payload)
+            if len(body) > PAYLOAD_MAX:
+                op, body = _ERROR, _E2BIG
+        except StoreError as e:
+            op, body = _ERROR, e.payload
+        return HEADER.pack(op, req_id, tx_id, len(body)) + body
+
+    # ---- for handlers
+
+    def path(self, by: Connection, written: bytes, *, special: bool = False) -> bytes:
+        """The canonical form of a path a client wrote.  Raises EINVAL."""
+        path = self._paths.get(written)
+        if path is None:
+            path = canonical(written, domain_path(by.domid))
+            names_of(path)
+            if written == path:
+                if len(self._paths) >= _CACHE_MAX:
+                    self._paths.clear()
+                self._paths[path] = path
+        if path[:1] == b"@" and not special:
+            raise EINVAL
+        quotas = by.subject.quotas
+        if quotas is not None and exceeds(counted_length(path), quotas["path-max"]):
+            raise EINVAL
+        return path
+
+    def look(self, kind: int, by: Connection, tx_id: int, path: bytes) -> Any:
+        """Reads.  Outside transactions nothing depends on it; inside one, what was read is part of it."""
+        if tx_id:
+            return self.perform(kind, by, tx_id, path)
+        return EFFECTS[kind].perform(self.store, by, 0, path)
+
+    def perform(self, kind: int, by: Connection, *arguments: Any) -> Any:
+        """Performs an effect.  Inside a transaction a refusal is an effect too: the client was told of it."""
+        try:
+            result = EFFECTS[kind].perform(self.store, by, *arguments)
+        except StoreError as e:
+            if kind in IN_TRANSACTION and arguments[0]:
+                self.effect = Performed(kind, arguments, e.name)
+            raise
+        self.effect = Performed(kind, arguments, "")
+        return result
+
+    def fire(self, fired: Iterable[Fired]) -> None:
+        """Queues the events of changes, descendants of a removed node before it."""
+        watches = self.store.watches
+        if not watches.count:
+            return
+        for parts, removed, before in fired:
+            if parts[:1] == SPECIAL:
+                self._tell(watches.special(parts[1]), parts[1], parts, None, before)
+                continue
+            if removed is not None:
+                for where, node, exact in watches.below(parts, removed):
+                    self._tell(exact, b"/" + b"/".join(where), where, node, before)
+            matching = watches.matching(parts)
+            if matching:
+                self._tell(matching, b"/" + b"/".join(parts), parts, removed, before)
+
+    def _tell(self, watches: list[Watch], path: bytes, parts: Parts, removed: Node | None, before: Acl) -> None:
+        for watch in watches:
+            connection = watch.connection
+            if connection.privileged or self._visible(connection, parts, removed, before):
+                event = watch_event(path[watch.strip :], watch.token)
+                if event is not None:
+                    self.events.append((connection, event))
+
+    def _visible(self, connection: Connection, parts: Parts, removed: Node | None, before: Acl) -> bool:
+        """Whether a connection may learn of a change: it may read the node, or could before, or its parent."""
+        who = connection.subject
+        if before and allows(before, who, READ):
+            return True
+        node = removed if removed is not None else self.store.live.find(parts)
+        parent = self.store.tree.find(parts[:-1] if parts[:1] != SPECIAL else ())
+        return (node is not None and allows(node.acl, who, READ)) or (
+            parent is not None and allows(parent.acl, who, READ)
+        )
+
+    def listing(self, by: Connection, tx_id: int, path: bytes) -> tuple[int, bytes]:
+        """(generation, children's names, each with its NUL) of a node, for DIRECTORY and DIRECTORY_PART.
+
+        The last list made of a live node is kept: who reads a long one part by part pays for it once.
+        """
+        if tx_id:
+            names = self.perform(DIRECTORY, by, tx_id, path)
+            return self.store.view(by, tx_id).generation(names_of(path)), b"".join([name + b"\0" for name in names])
+        node = self.store.live.permitted(names_of(path), by.subject, READ)
+        assert isinstance(node, Node)
+        kept = self._listing
+        if kept is None or kept[0] is not node or kept[1] != node.generation:
+            kept = self._listing = node, node.generation, b"".join([name + b"\0" for name in node.children or ()])
+        return kept[1], kept[2]

@@ -1,0 +1,115 @@
+"""The Logic process: what surrounds the loop in a fork of State.
+
+The loop is the host; trio runs as its guest, for signals and the orderly end, and never stands between a request and its
+reply.  The first requests are served before trio starts: a micro-reboot costs no more than the fork.
+"""
+
+import ctypes
+import logging
+import os
+import signal
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+import trio
+
+from recovery_box.items import Connection
+from xenstore_logic.control import apply_trace_settings
+from xenstore_logic.core import Core
+from xenstore_logic.loop import Loop
+from xenstore_logic.requests import HANDLERS
+from xenstore_state.domains import PRIVILEGED
+from xenstore_state.keeper import Inheritance
+
+log = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NAME: Final = 15
+OOM_SCORE: Final = 200
+"""How much rather than others the kernel should kill Logic when memory runs out: it comes back, State does not."""
+FULL_WAIT: Final = 0.0002
+"""Seconds to wait for State when the journal is full."""
+
+
+def run_logic(inheritance: Inheritance) -> None:
+    """Runs Logic until it is told to end.  To be called in a fresh fork of State."""
+    _settle_in()
+    core = Core(inheritance.store, HANDLERS)
+    apply_trace_settings(core)
+    loop = Loop(core, inheritance.box, inheritance.producer(), inheritance.epoll, inheritance.wake)
+    loop.poison = inheritance.poison
+
+    def take() -> None:
+        for number, slot, fd, domid in inheritance.handover.take():
+            connection = Connection(number, slot, fd, domid, domid == PRIVILEGED, True)
+            core.store.connect(connection)
+            core.trace.thing("CREATE", "connection", connection)
+            loop.add(connection)
+
+    loop.listen_to(inheritance.handover.worker_fd, take)
+    loop.recover(inheritance.last)
+    Guest(loop).run()
+
+
+def _settle_in() -> None:
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    libc.prctl(_PR_SET_NAME, b"xenstore-logic", 0, 0, 0)
+    try:
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as f:
+            f.write(str(OOM_SCORE))
+    except OSError as e:
+        log.debug("the OOM score stays as it is: %s", e)
+
+
+class Guest:
+    """Runs the loop with trio as its guest."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._calls: deque[Callable[[], object]] = deque()
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._scope: trio.CancelScope | None = None
+        self._over = False
+
+    def run(self) -> None:
+        """Serves until SIGTERM, then finishes the turn and ends trio."""
+        loop = self._loop
+        loop.flush()
+        loop.turn(0)
+        loop.listen_to(self._bell, self._answer)
+        trio.lowlevel.start_guest_run(
+            self._supervise,
+            run_sync_soon_threadsafe=self._call,
+            done_callback=self._done,
+            restrict_keyboard_interrupt_to_checkpoints=True,
+        )
+        while not self._over:
+            loop.turn()
+
+    def _call(self, call: Callable[[], object]) -> None:
+        self._calls.append(call)
+        os.eventfd_write(self._bell, 1)
+
+    def _answer(self) -> None:
+        os.eventfd_read(self._bell)
+        while self._calls:
+            self._calls.popleft()()
+
+    def _done(self, outcome: Any) -> None:
+        self._over = True
+        outcome.unwrap()
+
+    async def _supervise(self) -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._signals)
+
+    async def _signals(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP) as signals:
+            task_status.started()
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    apply_trace_settings(self._loop.core)
+                else:
+                    return

@@ -1,0 +1,413 @@
+"""The State process: accepts connections, drains the journal, forks Logic, and forks it again whenever it dies.
+
+A plain loop without threads or trio, so that it can fork at any moment; a new Logic is a fork and inherits tree, items,
+descriptors and the epoll set as they are.  State never reads a connection.  Nothing it does waits for Logic.
+"""
+
+import gc
+import logging
+import os
+import select
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from recovery_box import custody
+from recovery_box.box import NO_REQUEST, W_ACTIVE, W_ASLEEP, Box, BoxFull
+from recovery_box.custody import Handover, OutOfDescriptors
+from recovery_box.items import Connection
+from recovery_box.journal import Consumer, JournalCorrupt, Producer
+from recovery_box.lanes import M32, input_consumed, output_made, prepare_slot
+from xenstore_state.domains import PRIVILEGED
+from xenstore_state.records import Applier, BadRecord, Record, decode
+from xenstore_state.store import Store
+
+log = logging.getLogger(__name__)
+
+TICK: Final = 0.001
+"""Seconds between looks at the journal while records come: how far State may lag behind."""
+AWAKE_TICKS: Final = 50
+"""Empty ticks after which State goes to sleep until it is woken."""
+SLEEP: Final = 1.0
+"""Longest sleep, in seconds: should a wake-up ever be missed."""
+ACCEPT_BATCH: Final = 64
+BACKLOG: Final = 256
+OWN_TRIES: Final = 2
+"""Deaths by Logic's own fault after which the request at hand is answered with EIO."""
+KILL_TRIES: Final = 5
+"""The same for deaths by SIGKILL from outside."""
+STOP_SECONDS: Final = 2.0
+"""How long Logic may take for an orderly end."""
+BACKOFF_MAX: Final = 1.0
+
+
+@dataclass(frozen=True)
+class Inheritance:
+    """What a new Logic starts with."""
+
+    store: Store
+    box: Box
+    epoll: select.epoll
+    handover: Handover
+    last: Record | None
+    """The last record applied; its output may not have been made."""
+    sequence: int
+    poison: frozenset[tuple[int, int]]
+    bell: int
+
+    def producer(self) -> Producer:
+        """The writing end of the journal."""
+        return Producer(self.box, self.sequence, self._wait)
+
+    def wake(self) -> None:
+        """Wakes State."""
+        os.eventfd_write(self.bell, 1)
+
+    def _wait(self) -> None:
+        self.wake()
+        time.sleep(TICK / 5)
+
+
+class Keeper:
+    """The process.  `run_logic` is what a fork does; it knows Logic so that State need not."""
+
+    def __init__(
+        self,
+        box: Box,
+        listeners: list[socket.socket],
+        run_logic: Callable[[Inheritance], None],
+        logic_pid_file: str,
+        descriptors: int,
+    ) -> None:
+        self.store = Store()
+        self.box = box
+        self._listeners = {s.fileno(): s for s in listeners}
+        self._run_logic = run_logic
+        self._logic_pid_file = logic_pid_file
+        self._first_number = custody.first_number(descriptors)
+        self._consumer = Consumer(box)
+        self._applier = Applier(self.store, lambda c: output_made(box, c.slot))
+        self._shared_epoll = select.epoll()
+        self._epoll = select.epoll()
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._handover = Handover()
+        self._handover_queue: deque[Connection] = deque()
+        self._next_id = 1
+        self._free_slots: list[int] = []
+        self._used_slots = 0
+        self._accepting = True
+        self._tries: dict[tuple[int, int], list[int]] = {}
+        self._logic_pid = 0
+        self._logic_fd = -1
+        self._started = 0.0
+        self._failures = 0
+        self._stopping = False
+        self._signals_read, self._signals_write = socket.socketpair()
+        self.reopen_logs: Callable[[], None] = lambda: None
+
+    # ---- life
+
+    def run(self, ready: Callable[[], None]) -> None:
+        """Serves until SIGTERM or SIGINT; calls `ready` once clients can connect."""
+        gc.disable()  # the tree has no cycles, and walking it would cost more than everything else
+        self._take_signals()
+        for fd in (*self._listeners, self._bell, self._signals_read.fileno()):
+            self._epoll.register(fd, select.EPOLLIN)
+        self._fork()
+        ready()
+        quiet = 0
+        while not self._stopping:
+            quiet = 0 if self._drain() else quiet + 1
+            self._wait(quiet)
+        self._stop()
+
+    def _take_signals(self) -> None:
+        self._signals_read.setblocking(False)
+        self._signals_write.setblocking(False)
+        signal.set_wakeup_fd(self._signals_write.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: None)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+
+    def _wait(self, quiet: int) -> None:
+        words = self.box.words
+        timeout = TICK
+        if quiet > AWAKE_TICKS:
+            words[W_ASLEEP] = 1
+            timeout = SLEEP if self._consumer.empty else 0
+        events = self._epoll.poll(timeout)
+        words[W_ASLEEP] = 0
+        for fd, _ in events:
+            if fd in self._listeners:
+                self._accept(self._listeners[fd])
+            elif fd == self._bell:
+                os.eventfd_read(self._bell)
+            elif fd == self._logic_fd:
+                self._bury()
+            elif fd == self._signals_read.fileno():
+                self._on_signals(self._signals_read.recv(64))
+            elif fd == self._handover.keeper_fd:
+                self._hand_over()
+
+    def _on_signals(self, numbers: bytes) -> None:
+        if signal.SIGHUP in numbers:
+            self.reopen_logs()
+            self._signal_logic(signal.SIGHUP)
+        if signal.SIGTERM in numbers or signal.SIGINT in numbers:
+            self._stopping = True
+
+    def _signal_logic(self, number: int) -> None:
+        if self._logic_pid:
+            try:
+                signal.pidfd_send_signal(self._logic_fd, number)
+            except ProcessLookupError:
+                pass
+
+    def _stop(self) -> None:
+        """The orderly end: Logic finishes its turn, everything published is applied."""
+        self._signal_logic(signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        with select.epoll() as waiting:
+            waiting.register(self._logic_fd, select.EPOLLIN)
+            while not waiting.poll(TICK):
+                self._drain()
+                if time.monotonic() > deadline:
+                    log.warning("Logic did not end in time and is killed")
+                    self._signal_logic(signal.SIGKILL)
+                    deadline += STOP_SECONDS
+        self._reap()
+        self._drain()
+        log.info("stopped: %d nodes, %d connections", self.store.tree.size, len(self.store.items.connections))
+
+    # ---- Logic
+
+    def _fork(self) -> None:
+        gc.freeze()
+        self._handover.close()
+        self._handover = Handover()
+        self._handover_queue.clear()
+        inheritance = Inheritance(
+            self.store,
+            self.box,
+            self._shared_epoll,
+            self._handover,
+            self._applier.last,
+            self._consumer.sequence,
+            self._poison(),
+            self._bell,
+        )
+        self._started = time.monotonic()
+        self._logic_pid = os.fork()
+        if not self._logic_pid:
+            self._be_logic(inheritance)
+        self._handover.in_keeper()
+        self._logic_fd = os.pidfd_open(self._logic_pid)
+        self._epoll.register(self._logic_fd, select.EPOLLIN)
+        self._write_pid()
+
+    def _be_logic(self, inheritance: Inheritance) -> None:
+        status = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
+            self._epoll.close()
+            for listener in self._listeners.values():
+                listener.close()
+            self._signals_read.close()
+            self._signals_write.close()
+            self._handover.in_worker()
+            self._run_logic(inheritance)
+            status = 0
+        except BaseException:
+            log.exception("Logic fails")
+        finally:
+            logging.shutdown()
+            os._exit(status)
+
+    def _write_pid(self) -> None:
+        temporary = self._logic_pid_file + ".new"
+        try:
+            with open(temporary, "w", encoding="ascii") as f:
+                f.write(f"{self._logic_pid}\n")
+            os.replace(temporary, self._logic_pid_file)
+        except OSError as e:
+            log.error("%s: %s", self._logic_pid_file, e.strerror)
+
+    def _poison(self) -> frozenset[tuple[int, int]]:
+        return frozenset(
+            request for request, (own, kills) in self._tries.items() if own >= OWN_TRIES or kills >= KILL_TRIES
+        )
+
+    def _reap(self) -> tuple[int, str]:
+        """Waits for Logic's death; (signal or 0, what to call it)."""
+        found = os.waitid(os.P_PIDFD, self._logic_fd, os.WEXITED)
+        self._epoll.unregister(self._logic_fd)
+        os.close(self._logic_fd)
+        self._logic_fd, self._logic_pid = -1, 0
+        if found is not None and found.si_code in {os.CLD_KILLED, os.CLD_DUMPED}:
+            return found.si_status, f"killed by {signal.Signals(found.si_status).name}"
+        return 0, f"ended with status {found.si_status if found is not None else '?'}"
+
+    def _bury(self) -> None:
+        """Logic is dead: takes what it published, counts the try, and starts the next one."""
+        died, pid, started = time.monotonic(), self._logic_pid, self._started
+        number, cause = self._reap()
+        self._drain()
+        self._consumer.drop_staged()
+        self._count_try(number)
+        own_fault = number != signal.SIGKILL
+        self._failures = self._failures + 1 if own_fault and died - started < BACKOFF_MAX else 0
+        if self._failures > OWN_TRIES:
+            time.sleep(min(BACKOFF_MAX, 0.01 * 2**self._failures))
+        self._fork()
+        took = (time.monotonic() - died) * 1000
+        log.warning(
+            "Logic %d %s after %.3f s; %d took over in %.1f ms", pid, cause, died - started, self._logic_pid, took
+        )
+
+    def _count_try(self, number: int) -> None:
+        """The request at hand, if its handler had started and it was not answered, has been tried once more."""
+        active = self.box.words[W_ACTIVE]
+        self.box.words[W_ACTIVE] = NO_REQUEST
+        tries = self._tries
+        self._tries = {}
+        if active == NO_REQUEST:
+            return
+        slot, head = active >> 32, active & M32
+        for connection in self.store.items.connections:
+            if connection.slot == slot and input_consumed(self.box, slot) == head:
+                counts = tries.get((connection.id, head), [0, 0])
+                counts[number == signal.SIGKILL] += 1
+                self._tries[connection.id, head] = counts
+
+    # ---- the journal
+
+    def _drain(self) -> bool:
+        """Applies what is published; whether there was anything."""
+        if self._consumer.empty:
+            return False
+        try:
+            for body in self._consumer.records():
+                _, closed = self._applier.apply(body)
+                if closed is not None:
+                    self._forget(closed)
+        except (JournalCorrupt, BadRecord) as e:
+            self._distrust(str(e))
+        return True
+
+    def _distrust(self, why: str) -> None:
+        """A record cannot be true: it and all later ones are void, and Logic with them."""
+        log.error("Logic published a record that cannot be true (%s): it is killed, nothing of that is applied", why)
+        if self._logic_pid:
+            self._signal_logic(signal.SIGKILL)
+            os.waitid(os.P_PIDFD, self._logic_fd, os.WEXITED | os.WNOWAIT)
+        concerned: set[int] = set()
+        for body in self._consumer.discard():
+            try:
+                record = decode(body)
+            except BadRecord:
+                # Nobody can tell whom it concerned, and no client may go on believing what was lost.
+                concerned.update(connection.id for connection in self.store.items.connections)
+                break
+            concerned.add(record.connection)
+            concerned.update(output.connection for output in record.outputs)
+        for number in concerned:
+            connection = self.store.items.connections.get(number)
+            if connection is not None:
+                log.error("connection %d is closed: its output was part of that", number)
+                self._hang_up(connection)
+
+    def _hang_up(self, connection: Connection) -> None:
+        try:
+            self._shared_epoll.unregister(connection.fd)
+        except OSError:
+            pass
+        try:
+            with socket.socket(fileno=os.dup(connection.fd)) as s:
+                s.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        self.store.disconnect(connection)
+        self._forget(connection)
+
+    def _forget(self, connection: Connection) -> None:
+        os.close(connection.fd)
+        self._free_slots.append(connection.slot)
+        if not self._accepting:
+            self._accepting = True
+            log.warning("accepting connections again")
+            for fd in self._listeners:
+                self._epoll.modify(fd, select.EPOLLIN)
+
+    # ---- connections
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(ACCEPT_BATCH):
+            try:
+                accepted, _ = listener.accept()
+            except BlockingIOError:
+                break
+            except OSError as e:
+                if custody.is_exhaustion(e):
+                    self._pause(e.strerror or str(e))
+                    break
+                log.info("a connection was gone before it was accepted: %s", e)
+                continue
+            accepted.setblocking(False)
+            try:
+                fd = custody.settle(accepted, self._first_number)
+            except OutOfDescriptors:
+                self._pause("all descriptors are in use")
+                break
+            try:
+                self._connect(fd)
+            except BoxFull as e:
+                os.close(fd)
+                self._pause(str(e))
+                break
+        self._hand_over()
+
+    def _connect(self, fd: int) -> None:
+        slot = self._free_slots[-1] if self._free_slots else self._used_slots
+        prepare_slot(self.box, slot, self._next_id)
+        if self._free_slots:
+            self._free_slots.pop()
+        else:
+            self._used_slots += 1
+        connection = Connection(self._next_id, slot, fd, PRIVILEGED, True, True)
+        self._next_id += 1
+        self.store.connect(connection)
+        self._handover_queue.append(connection)
+
+    def _pause(self, why: str) -> None:
+        if self._accepting:
+            self._accepting = False
+            log.warning(
+                "no more connections are accepted for now: %s (%d open)", why, len(self.store.items.connections)
+            )
+            for fd in self._listeners:
+                self._epoll.modify(fd, 0)
+
+    def _hand_over(self) -> None:
+        queue = self._handover_queue
+        fd = self._handover.keeper_fd
+        while queue:
+            connection = queue[0]
+            if connection.closed or self._handover.give(
+                connection.id, connection.slot, connection.fd, connection.domid
+            ):
+                queue.popleft()
+            else:
+                break
+        try:
+            if queue:
+                self._epoll.register(fd, select.EPOLLOUT)
+            else:
+                self._epoll.unregister(fd)
+        except OSError:
+            pass  # it was registered, or was not, already

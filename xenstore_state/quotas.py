@@ -1,0 +1,77 @@
+"""Quotas: their names, defaults and the one comparison (domain.c: quotas, domain_quota_val_exceeds).
+
+Every test is `value >= quota` with the value after the operation, so the effective maximum is one less than the number;
+0 means unlimited.  Quotas bind unprivileged domains on rings, never sockets and never the privileged domain.
+Knows who counts what by name only; counting is done where the things are.
+"""
+
+from typing import Final, NamedTuple
+
+
+class Quota(NamedTuple):
+    """One kind of limit."""
+
+    name: str
+    default: int
+    description: str
+    soft_default: int | None = None
+
+
+QUOTAS: Final = {
+    q.name: q
+    for q in (
+        Quota("nodes", 1000, "Nodes per domain"),
+        Quota("watches", 128, "Watches per domain"),
+        Quota("outstanding", 20, "Outstanding requests per domain"),
+        Quota("memory", 2621440, "Total Xenstore memory per domain", 2097152),
+        Quota("transactions", 10, "Active transactions per domain"),
+        Quota("transaction-nodes", 1024, "Max. number of accessed nodes per transaction"),
+        Quota("node-permissions", 5, "Max. number of permissions per node"),
+        Quota("path-max", 2048, "Max. length of a node path"),
+        Quota("node-size", 2048, "Max. size of a node"),
+    )
+}
+"""By name, in the order in which CONTROL and GET_QUOTA list them."""
+
+SOFT: Final = "soft-"
+NODE_HEADER: Final = 16
+NODE_ENTRY: Final = 8
+DISABLED: Final = 0xFFFFFFFF
+"""A value that GET_QUOTA and SET_QUOTA reserve."""
+
+
+def wire_names() -> list[str]:
+    """All names a client may use, soft ones behind their hard ones (GET_QUOTA without arguments)."""
+    names = []
+    for quota in QUOTAS.values():
+        names.append(quota.name)
+        if quota.soft_default is not None:
+            names.append(SOFT + quota.name)
+    return names
+
+
+def is_name(name: str) -> bool:
+    """Whether a client may use this name."""
+    return name in QUOTAS or (
+        name.startswith(SOFT) and name[len(SOFT) :] in QUOTAS and QUOTAS[name[len(SOFT) :]].soft_default is not None
+    )
+
+
+def defaults() -> dict[str, int]:
+    """A fresh set of values, soft ones under their `soft-` names."""
+    values = {}
+    for quota in QUOTAS.values():
+        values[quota.name] = quota.default
+        if quota.soft_default is not None:
+            values[SOFT + quota.name] = quota.soft_default
+    return values
+
+
+def exceeds(value: int, quota: int) -> bool:
+    """Whether a value reached is too much."""
+    return bool(quota) and value >= quota
+
+
+def node_size(value: bytes, entries: int, names: int) -> int:
+    """Bytes a node counts for: `names` is the total length of its children's names, a NUL each."""
+    return NODE_HEADER + NODE_ENTRY * entries + len(value) + names

@@ -1,0 +1,133 @@
+"""Records: what Logic publishes for each request that changes anything, and how State takes them.
+
+A record is the msgpack of a `Record`.  State treats each as hostile: form and types first, then the effect is performed
+with State's own rules on State's own store, and outcome and generation must be those that Logic found.  Anything else is
+a `BadRecord`; it and all that follow are not applied.  Knows nothing of processes and descriptors.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import msgpack
+
+from protocol.errors import StoreError
+from recovery_box.items import M32, PENDING_MAX, Connection, ItemError
+from xenstore_state.effects import CLOSE, EFFECTS
+from xenstore_state.store import Store
+
+_pack: Final = msgpack.Packer(autoreset=True).pack
+
+
+class BadRecord(Exception):
+    """A record that cannot be true."""
+
+
+class Output(NamedTuple):
+    """Bytes for one connection, part of a record: they go out only once the record is published."""
+
+    connection: int
+    position: int
+    """Where in the connection's output stream they begin."""
+    data: bytes
+    pending: bool
+    """They do not fit the region and wait as an item."""
+
+
+class Record(NamedTuple):
+    """One record."""
+
+    connection: int
+    """Id of the connection that acted."""
+    head: int
+    """Its input is consumed up to this stream position."""
+    kind: int
+    arguments: tuple[Any, ...]
+    outcome: str
+    """"" or the name of the error with which the effect ended."""
+    generation: int
+    """Generation of the tree afterwards."""
+    outputs: tuple[Output, ...]
+
+    def encode(self) -> bytes:
+        """As it stands in the journal."""
+        body: bytes = _pack(self)
+        return body
+
+
+def decode(body: bytes) -> Record:
+    """Reads a record back.  Raises `BadRecord` unless it has the form of one."""
+    try:
+        fields = msgpack.unpackb(body, use_list=False)
+        connection, head, kind, arguments, outcome, generation, outputs = fields
+        if not (
+            type(connection) is type(head) is type(kind) is type(generation) is int
+            and type(arguments) is type(outputs) is tuple
+            and type(outcome) is str
+            and 0 <= head <= M32
+        ):
+            raise BadRecord("a field has the wrong type")
+        return Record(connection, head, kind, arguments, outcome, generation, tuple(map(_output, outputs)))
+    except (ValueError, TypeError, msgpack.UnpackException) as e:
+        raise BadRecord(f"not a record: {e!r}") from None
+
+
+def _output(fields: Any) -> Output:
+    connection, position, data, pending = fields
+    if not (
+        type(connection) is type(position) is int
+        and type(data) is bytes
+        and type(pending) is bool
+        and 0 <= position <= M32
+    ):
+        raise BadRecord("an output has the wrong type")
+    return Output(connection, position, data, pending)
+
+
+class Applier:
+    """Applies records to State's store."""
+
+    def __init__(self, store: Store, made: Callable[[Connection], int]) -> None:
+        """`made` tells how far a connection's output has got into its region: what is there is not pending any more."""
+        self.store = store
+        self._made = made
+        self.last: Record | None = None
+        """The last record applied.  Its output may not have reached the regions: a new Logic sees to that."""
+
+    def apply(self, body: bytes) -> tuple[Record, Connection | None]:
+        """Applies one record; the connection that it closed, if it did.  Raises `BadRecord`."""
+        record = decode(body)
+        connections = self.store.items.connections
+        by = connections.get(record.connection)
+        if by is None:
+            raise BadRecord(f"connection {record.connection} is not there")
+        for output in record.outputs:
+            self._check_output(output)
+        effect = EFFECTS.get(record.kind)
+        if effect is None or tuple(map(type, record.arguments)) != effect.arguments:
+            raise BadRecord(f"effect {record.kind} with {record.arguments!r:.200}")
+        outcome = ""
+        try:
+            effect.perform(self.store, by, *record.arguments)
+        except StoreError as e:
+            outcome = e.name
+        except (ItemError, LookupError, ValueError, TypeError) as e:
+            raise BadRecord(f"effect {record.kind}: {e!r}") from None
+        if outcome != record.outcome:
+            raise BadRecord(f"effect {record.kind} ends in {outcome or 'success'}, not {record.outcome or 'success'}")
+        if record.generation != self.store.tree.generation:
+            raise BadRecord(f"generation {record.generation}, {self.store.tree.generation} here")
+        for output in record.outputs:
+            if output.pending:
+                connections.find(output.connection).pending.append(output.position, output.data)
+        self.last = record
+        return record, by if record.kind == CLOSE else None
+
+    def _check_output(self, output: Output) -> None:
+        to = self.store.items.connections.get(output.connection)
+        if to is None:
+            raise BadRecord(f"output for connection {output.connection}, which is not there")
+        if output.pending:
+            to.pending.trim(self._made(to))
+            end = to.pending.end
+            if end not in {None, output.position} or to.pending.size + len(output.data) > PENDING_MAX:
+                raise BadRecord(f"pending output for connection {output.connection} does not fit what is pending")

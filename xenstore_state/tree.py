@@ -1,0 +1,298 @@
+"""The tree of nodes, with snapshots that cost nothing to take.
+
+Theory of operation.  A node holds its value, its permission list, the generation of its last change and its children in
+order of creation.  `snapshot()` opens an *epoch*; while epochs are open, each change first notes what it overwrites in the
+newest epoch, once per (node, fields) and per (node, child name): the *before-images*.  Reading through a snapshot looks
+for a before-image in its epoch and all younger ones, and in the live tree if there is none.  So taking a snapshot is O(1),
+a change costs O(1) more, and neither nodes nor tables of children are ever copied.
+
+An epoch that holds too many before-images is `lost`: its snapshots can no longer be read, which their owner must treat as
+a conflict.  Counts of nodes by owner are kept along.  Nothing here recurses.  Knows no permissions, quotas or watches.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+from xenstore_state.access import Acl
+
+IMAGES_MAX: Final = 200_000
+"""Before-images an epoch may hold."""
+
+Fields = tuple[bytes, Acl, int]
+_FIELDS: Final = None
+
+
+class Node:
+    """One node.  `birth` is the generation at which it was created: children are ordered by it."""
+
+    __slots__ = ("acl", "birth", "children", "generation", "value")
+
+    def __init__(self, value: bytes, acl: Acl, generation: int) -> None:
+        self.value = value
+        self.acl = acl
+        self.generation = generation
+        self.birth = generation
+        self.children: dict[bytes, Node] | None = None
+
+
+class SnapshotLost(Exception):
+    """Too much has changed since the snapshot was taken; it cannot be read any more."""
+
+
+class _Epoch:
+    __slots__ = ("accounts", "count", "images", "lost", "references")
+
+    def __init__(self) -> None:
+        self.references = 0
+        self.images: dict[Node, dict[bytes | None, Fields | Node | None]] = {}
+        self.accounts: dict[int, int] = {}
+        self.count = 0
+        self.lost = False
+
+
+class Tree:
+    """The live tree.  Changes go through its methods only."""
+
+    def __init__(self, acl: Acl) -> None:
+        self.root = Node(b"", acl, 0)
+        self.specials: dict[bytes, Node] = {}
+        """Special nodes by name, outside the tree."""
+        self.generation = 0
+        """Generation of the youngest change; strictly increasing."""
+        self.owned: dict[int, int] = {acl[0][1]: 1}
+        """Nodes by owner's domid.  Special nodes do not count."""
+        self._epochs: list[_Epoch] = []
+
+    @property
+    def size(self) -> int:
+        """Number of nodes, the root included."""
+        return sum(self.owned.values())
+
+    def find(self, parts: tuple[bytes, ...]) -> Node | None:
+        """The node below the root that these names lead to."""
+        node = self.root
+        for name in parts:
+            children = node.children
+            if children is None:
+                return None
+            found = children.get(name)
+            if found is None:
+                return None
+            node = found
+        return node
+
+    # ---- changes
+
+    def set_value(self, node: Node, value: bytes, generation: int) -> None:
+        """Replaces a value."""
+        if self._epochs:
+            self._note(node, _FIELDS, (node.value, node.acl, node.generation))
+        node.value = value
+        node.generation = self.generation = generation
+
+    def set_acl(self, node: Node, acl: Acl, generation: int) -> None:
+        """Replaces a permission list; the node may change owner."""
+        if self._epochs:
+            self._note(node, _FIELDS, (node.value, node.acl, node.generation))
+        if acl[0][1] != node.acl[0][1] and node not in self.specials.values():
+            self._account(node.acl[0][1], -1)
+            self._account(acl[0][1], 1)
+        node.acl = acl
+        node.generation = self.generation = generation
+
+    def add_child(self, parent: Node, name: bytes, value: bytes, acl: Acl, generation: int) -> Node:
+        """Creates a child that is not there yet; the parent changes too."""
+        child = Node(value, acl, generation)
+        if self._epochs:
+            self._note(parent, _FIELDS, (parent.value, parent.acl, parent.generation))
+            self._note(parent, name, None)
+        if parent.children is None:
+            parent.children = {}
+        parent.children[name] = child
+        parent.generation = self.generation = generation
+        self._account(acl[0][1], 1)
+        return child
+
+    def remove_child(self, parent: Node, name: bytes, generation: int) -> Node:
+        """Removes a child with everything below it; the parent changes too.  Raises KeyError."""
+        children = parent.children or {}
+        child = children[name]
+        if self._epochs:
+            self._note(parent, _FIELDS, (parent.value, parent.acl, parent.generation))
+            self._note(parent, name, child)
+        del children[name]
+        if not children:
+            parent.children = None
+        parent.generation = self.generation = generation
+        account = self._account
+        for node in walk(child):
+            account(node.acl[0][1], -1)
+        return child
+
+    def _account(self, domid: int, change: int) -> None:
+        now = self.owned.get(domid, 0)
+        if self._epochs:
+            self._epochs[-1].accounts.setdefault(domid, now)
+        if now + change:
+            self.owned[domid] = now + change
+        else:
+            self.owned.pop(domid, None)
+
+    def _note(self, node: Node, key: bytes | None, before: Fields | Node | None) -> None:
+        epoch = self._epochs[-1]
+        images = epoch.images.setdefault(node, {})
+        if key not in images:
+            images[key] = before
+            epoch.count += 1
+            if epoch.count > IMAGES_MAX:
+                epoch.lost = True
+                epoch.images.clear()
+                epoch.count = 0
+
+    # ---- snapshots
+
+    def snapshot(self) -> "Snapshot":
+        """The tree as it is now.  O(1).  Close it when done."""
+        if not self._epochs or self._epochs[-1].count or self._epochs[-1].accounts or self._epochs[-1].lost:
+            self._epochs.append(_Epoch())
+        epoch = self._epochs[-1]
+        epoch.references += 1
+        return Snapshot(self, epoch)
+
+    def rollback(self, snapshot: "Snapshot") -> None:
+        """Undoes everything since the snapshot, which must be the youngest one open.  Raises `SnapshotLost`."""
+        epoch = snapshot._epoch
+        if epoch.lost or self._epochs[-1] is not epoch:
+            raise SnapshotLost
+        for node, images in epoch.images.items():
+            moved = False
+            for key, before in images.items():
+                if isinstance(before, tuple):
+                    node.value, node.acl, node.generation = before
+                    continue
+                assert key is not None
+                if node.children is None:
+                    node.children = {}
+                if before is None:
+                    node.children.pop(key, None)
+                else:
+                    moved = True
+                    node.children[key] = before
+            if moved:
+                node.children = dict(_by_birth(node.children or {}))
+            elif not node.children:
+                node.children = None
+        for domid, count in epoch.accounts.items():
+            if count:
+                self.owned[domid] = count
+            else:
+                self.owned.pop(domid, None)
+        epoch.images.clear()
+        epoch.accounts.clear()
+        epoch.count = 0
+
+    def _release(self, epoch: _Epoch) -> None:
+        epoch.references -= 1
+        epochs = self._epochs
+        while epochs and not epochs[0].references:
+            del epochs[0]
+        if epoch.references or epoch not in epochs:
+            return
+        at = epochs.index(epoch)
+        older = epochs[at - 1]
+        older.lost = older.lost or epoch.lost
+        for node, images in epoch.images.items():
+            kept = older.images.setdefault(node, {})
+            for key, before in images.items():
+                if key not in kept:
+                    kept[key] = before
+                    older.count += 1
+        for domid, count in epoch.accounts.items():
+            older.accounts.setdefault(domid, count)
+        if older.lost:
+            older.images.clear()
+            older.count = 0
+        del epochs[at]
+
+
+class Snapshot:
+    """The tree as it was when this was taken.  Read-only."""
+
+    __slots__ = ("_epoch", "_open", "_tree")
+
+    def __init__(self, tree: Tree, epoch: _Epoch) -> None:
+        self._tree = tree
+        self._epoch = epoch
+        self._open = True
+
+    def close(self) -> None:
+        """Gives the snapshot up; before-images that only it needed are dropped."""
+        if self._open:
+            self._open = False
+            self._tree._release(self._epoch)
+
+    def _since(self, node: Node) -> Iterator[dict[bytes | None, Fields | Node | None]]:
+        epochs = self._tree._epochs
+        for epoch in epochs[epochs.index(self._epoch) :]:
+            if epoch.lost:
+                raise SnapshotLost
+            images = epoch.images.get(node)
+            if images is not None:
+                yield images
+
+    def fields(self, node: Node) -> Fields:
+        """(value, permission list, generation) of a node then.  Raises `SnapshotLost`."""
+        for images in self._since(node):
+            before = images.get(_FIELDS)
+            if isinstance(before, tuple):
+                return before
+        return node.value, node.acl, node.generation
+
+    def child(self, node: Node, name: bytes) -> Node | None:
+        """A child then.  Raises `SnapshotLost`."""
+        for images in self._since(node):
+            if name in images:
+                before = images[name]
+                return before if isinstance(before, Node) else None
+        return (node.children or {}).get(name)
+
+    def children(self, node: Node) -> list[bytes]:
+        """Names of the children then, in order of creation.  Raises `SnapshotLost`."""
+        images: dict[bytes | None, Fields | Node | None] = {}
+        for younger in self._since(node):
+            images = {**younger, **images}
+        images.pop(_FIELDS, None)
+        if not images:
+            return list(node.children or ())
+        then = dict(node.children or {})
+        for name, before in images.items():
+            assert name is not None
+            if isinstance(before, Node):
+                then[name] = before
+            else:
+                then.pop(name, None)
+        return [name for name, _ in _by_birth(then)]
+
+    def find(self, parts: tuple[bytes, ...]) -> Node | None:
+        """The node that these names led to then; read its fields through this snapshot."""
+        node = self._tree.root
+        for name in parts:
+            found = self.child(node, name)
+            if found is None:
+                return None
+            node = found
+        return node
+
+
+def _by_birth(children: dict[bytes, Node]) -> list[tuple[bytes, Node]]:
+    return sorted(children.items(), key=lambda item: item[1].birth)
+
+
+def walk(node: Node) -> Iterator[Node]:
+    """The node and all nodes below it, parents first, in no order beyond that."""
+    stack = [node]
+    while stack:
+        node = stack.pop()
+        yield node
+        if node.children:
+            stack.extend(node.children.values())

@@ -1,0 +1,260 @@
+"""What an operation on the store does, wherever it is done: on the live tree or inside a transaction.
+
+`View` has each operation once: which right it needs, what is hidden from whom, what an implicit parent is.  `Live` applies
+it to the tree; `Transaction` (its own module) to an overlay.  Logic calls these operations to serve a request, State calls
+the same ones to apply a record, so State asks every question of access itself.
+
+Hiding (core.c: errno_from_parents): whoever has none of the wanted rights on the nearest existing ancestor is not told
+whether anything exists below it.  Knows no paths as text, no quotas, no watches.
+"""
+
+from abc import abstractmethod
+from typing import Final, NamedTuple, Protocol
+
+from protocol.errors import EACCES, ENOENT, StoreError
+from protocol.permissions import READ, WRITE
+from xenstore_state.access import OWNER, Acl, Subject, inherited, rights
+from xenstore_state.tree import Node, Tree
+
+Parts = tuple[bytes, ...]
+SPECIAL: Final = (b"",)
+"""First name of a special node, whose second one is its whole path: no component of an ordinary path is empty."""
+NEW: Final[Acl] = ()
+"""Permission list "before the change" of a node that was created."""
+
+
+class Fired(NamedTuple):
+    """A change that watches are told of."""
+
+    parts: Parts
+    removed: Node | None
+    """Root of the subtree that is gone, None for any other change."""
+    acl: Acl
+    """The permission list before the change, `NEW` if there was no node."""
+
+
+class Face(Protocol):
+    """A node as one sees it."""
+
+    value: bytes
+    acl: Acl
+
+
+class View:
+    """The operations.  Names from the root say which node is meant; StoreErrors say why not."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def find(self, parts: Parts) -> Face | None:
+        """The node, if there is one."""
+
+    @abstractmethod
+    def told_refusal(self, parts: Parts, who: Subject, wanted: int, error: str) -> None:
+        """The caller is told that it may not, or that there is nothing."""
+
+    def nearest(self, parts: Parts) -> Face:
+        """The nearest existing ancestor."""
+        while parts:
+            parts = parts[:-1]
+            found = self.find(parts)
+            if found is not None:
+                return found
+        raise LookupError("the root always exists")
+
+    def permitted(self, parts: Parts, who: Subject, wanted: int) -> Face:
+        """The node, if `who` has the wanted rights on it.  Raises ENOENT or EACCES."""
+        found = self.find(parts)
+        if found is not None:
+            if who.privileged or (rights(found.acl, who) & wanted) == wanted:
+                return found
+            raise self._refuse(parts, who, wanted, "EACCES")
+        if who.privileged or rights(self.nearest(parts).acl, who) & wanted:
+            raise self._refuse(parts, who, wanted, "ENOENT")
+        raise self._refuse(parts, who, wanted, "EACCES")
+
+    def _refuse(self, parts: Parts, who: Subject, wanted: int, error: str) -> StoreError:
+        self.told_refusal(parts, who, wanted, error)
+        return StoreError(error)
+
+    def read(self, parts: Parts, who: Subject) -> bytes:
+        """The value."""
+        found = self.permitted(parts, who, READ)
+        self.told_value(parts)
+        return found.value
+
+    def directory(self, parts: Parts, who: Subject) -> list[bytes]:
+        """Names of the children in order of creation."""
+        self.permitted(parts, who, READ)
+        return self.children(parts)
+
+    def get_perms(self, parts: Parts, who: Subject) -> Acl:
+        """The permission list."""
+        found = self.permitted(parts, who, READ)
+        self.told_acl(parts)
+        return found.acl
+
+    def write(self, parts: Parts, value: bytes, who: Subject) -> list[Fired]:
+        """Sets a value, creating the node and its missing parents."""
+        found = self.find(parts)
+        if found is None:
+            self._may_create(parts, who)
+            return self.put(parts, value, who, NEW)
+        if not who.privileged and not rights(found.acl, who) & WRITE:
+            raise self._refuse(parts, who, WRITE, "EACCES")
+        return self.put(parts, value, who, found.acl)
+
+    def mkdir(self, parts: Parts, who: Subject) -> list[Fired]:
+        """Creates an empty node; one that exists stays as it is, but needs the right all the same."""
+        found = self.find(parts)
+        if found is None:
+            self._may_create(parts, who)
+            return self.make(parts, who)
+        if not who.privileged and not rights(found.acl, who) & WRITE:
+            raise self._refuse(parts, who, WRITE, "EACCES")
+        return []
+
+    def _may_create(self, parts: Parts, who: Subject) -> None:
+        if not who.privileged and not rights(self.nearest(parts).acl, who) & WRITE:
+            raise self._refuse(parts, who, WRITE, "EACCES")
+
+    def rm(self, parts: Parts, who: Subject) -> list[Fired]:
+        """Removes a node with everything below it.  A missing one is fine as long as its parent exists."""
+        try:
+            self.permitted(parts, who, WRITE)
+        except StoreError as e:
+            if e.name != "ENOENT" or self.find(parts[:-1]) is None:
+                raise
+            return self.remove_nothing(parts)
+        return self.remove(parts)
+
+    def set_perms(self, parts: Parts, acl: Acl, who: Subject) -> list[Fired]:
+        """Replaces the permission list; only the privileged domain may change the owner (EPERM)."""
+        found = self.permitted(parts, who, WRITE | OWNER)
+        if not who.privileged and found.acl[0][1] != acl[0][1]:
+            raise StoreError("EPERM")
+        return self.set_acl(parts, acl)
+
+    # ---- what a view does about it
+
+    @abstractmethod
+    def told_value(self, parts: Parts) -> None:
+        """The caller is told the value."""
+
+    @abstractmethod
+    def told_acl(self, parts: Parts) -> None:
+        """The caller is told the permission list."""
+
+    @abstractmethod
+    def children(self, parts: Parts) -> list[bytes]:
+        """Names of the children of an existing node; the caller is told them."""
+
+    @abstractmethod
+    def generation(self, parts: Parts) -> int:
+        """A number that changes when the node's value, permissions or children do."""
+
+    @abstractmethod
+    def put(self, parts: Parts, value: bytes, who: Subject, before: Acl) -> list[Fired]:
+        """Sets a value, which is permitted; `before` is NEW if node and perhaps parents must be made."""
+
+    @abstractmethod
+    def make(self, parts: Parts, who: Subject) -> list[Fired]:
+        """Creates a missing node, which is permitted."""
+
+    @abstractmethod
+    def remove(self, parts: Parts) -> list[Fired]:
+        """Removes an existing node, which is permitted."""
+
+    @abstractmethod
+    def remove_nothing(self, parts: Parts) -> list[Fired]:
+        """Somebody removed what is not there."""
+
+    @abstractmethod
+    def set_acl(self, parts: Parts, acl: Acl) -> list[Fired]:
+        """Replaces a permission list, which is permitted."""
+
+
+class Live(View):
+    """The live tree: operations take effect at once."""
+
+    __slots__ = ("tree",)
+
+    def __init__(self, tree: Tree) -> None:
+        self.tree = tree
+
+    def _node(self, parts: Parts) -> Node:
+        """The node, which must exist."""
+        node = self.find(parts)
+        if node is None:
+            raise ENOENT
+        return node
+
+    def find(self, parts: Parts) -> Node | None:
+        """The node, if there is one."""
+        node = self.tree.find(parts)
+        return node if node is not None or parts[:1] != SPECIAL else self.tree.specials.get(parts[1])
+
+    def told_refusal(self, parts: Parts, who: Subject, wanted: int, error: str) -> None:
+        """Nothing depends on it."""
+
+    def told_value(self, parts: Parts) -> None:
+        """Nothing depends on it."""
+
+    def told_acl(self, parts: Parts) -> None:
+        """Nothing depends on it."""
+
+    def children(self, parts: Parts) -> list[bytes]:
+        """Names of the children of an existing node."""
+        return list(self._node(parts).children or ())
+
+    def generation(self, parts: Parts) -> int:
+        """Generation of the node."""
+        return self._node(parts).generation
+
+    def put(self, parts: Parts, value: bytes, who: Subject, before: Acl) -> list[Fired]:
+        """Sets a value; makes what is missing."""
+        if before is NEW:
+            create(self.tree, parts, value, who)
+        else:
+            self.tree.set_value(self._node(parts), value, self.tree.generation + 1)
+        return [Fired(parts, None, before)]
+
+    def make(self, parts: Parts, who: Subject) -> list[Fired]:
+        """Creates a node; makes what is missing."""
+        return self.put(parts, b"", who, NEW)
+
+    def remove(self, parts: Parts) -> list[Fired]:
+        """Removes a subtree."""
+        tree = self.tree
+        parent = tree.find(parts[:-1])
+        assert parent is not None
+        node = tree.remove_child(parent, parts[-1], tree.generation + 1)
+        return [Fired(parts, node, node.acl)]
+
+    def remove_nothing(self, parts: Parts) -> list[Fired]:
+        """Nothing to do."""
+        return []
+
+    def set_acl(self, parts: Parts, acl: Acl) -> list[Fired]:
+        """Replaces a permission list."""
+        node = self._node(parts)
+        before = node.acl
+        self.tree.set_acl(node, acl, self.tree.generation + 1)
+        return [Fired(parts, None, before)]
+
+
+def create(tree: Tree, parts: Parts, value: bytes, who: Subject) -> list[Node]:
+    """Creates a missing node and its missing parents.  Raises EACCES.  The nodes made, the target last."""
+    depth, parent = 0, tree.root
+    while parent.children and parts[depth] in parent.children:
+        parent = parent.children[parts[depth]]
+        depth += 1
+    if not rights(parent.acl, who) & WRITE:
+        raise EACCES
+    acl = inherited(parent.acl, who)
+    made = []
+    for name in parts[depth:]:
+        depth += 1
+        parent = tree.add_child(parent, name, value if depth == len(parts) else b"", acl, tree.generation + 1)
+        made.append(parent)
+    return made

@@ -1,0 +1,128 @@
+"""`xenstored`: starts State, which starts Logic."""
+
+import hashlib
+import logging
+import os
+import socket
+import sys
+
+from recovery_box import custody
+from recovery_box.box import Box, BoxError, shared_memory_directory
+from xenstore_logic.control import TRACE_FILE, TRACE_SWITCH
+from xenstore_logic.process import run_logic
+from xenstore_state.keeper import BACKLOG, Keeper
+from xenstored import service
+from xenstored.options import OptionError, Options, parse
+
+log = logging.getLogger("xenstored")
+
+XEN_FILES = ("/dev/xen/evtchn", "/dev/xen/gntdev", "/dev/xen/privcmd")
+
+
+class CannotStart(Exception):
+    """The daemon cannot run here; the text says why."""
+
+
+def main() -> int:
+    """The command.  Returns the exit status."""
+    pipe = -1
+    try:
+        options = parse(sys.argv[1:], dict(os.environ))
+        _need_hypervisor(options)
+        if not options.foreground:
+            pipe = service.detach()
+        _serve(options, pipe)
+    except service.PidFileLocked as e:
+        _fail(pipe, f"another daemon runs: {e} is locked")
+        return 0
+    except (OptionError, CannotStart, BoxError, OSError) as e:
+        _fail(pipe, str(e))
+        return 1
+    return 0
+
+
+def _fail(pipe: int, why: str) -> None:
+    text = f"xenstored: {why}\n"
+    if pipe >= 0:
+        os.write(pipe, text.encode())
+    else:
+        sys.stderr.write(text)
+
+
+def _need_hypervisor(options: Options) -> None:
+    if not options.domain_init:
+        return
+    missing = [name for name in XEN_FILES if not os.path.exists(name)]
+    if missing:
+        raise CannotStart(
+            f"this is not a Xen host: {', '.join(missing)} missing; with -D (--no-domain-init) sockets are served without Xen"
+        )
+    raise CannotStart("guests are not served yet: start with -D (--no-domain-init) for sockets only")
+
+
+def _serve(options: Options, pipe: int) -> None:
+    service.set_up_logging(foreground=options.foreground)
+    for note in options.notes:
+        log.warning("%s", note)
+    os.makedirs(options.rundir, mode=0o755, exist_ok=True)
+    pid_file = service.write_pid_file(options.pid_file) if options.pid_file else -1
+    limit = custody.raise_limit()
+    box = Box(_box_path(options))
+    logic_pid_file = os.path.join(options.rundir, "logic.pid")
+    listener = _listen(options.socket)
+    try:
+        keeper = Keeper(box, [listener], run_logic, logic_pid_file, limit)
+        _configure(keeper, options)
+        log.info("serving on %s, at most %d descriptors", options.socket, limit)
+        keeper.run(ready=lambda: service.announce(pipe))
+    finally:
+        for name in (options.socket, logic_pid_file, options.pid_file):
+            if name:
+                _remove(name)
+        box.unlink()
+        if pid_file >= 0:
+            os.close(pid_file)
+
+
+def _box_path(options: Options) -> str:
+    directory = shared_memory_directory(options.rundir)
+    if directory == options.rundir:
+        return os.path.join(directory, "recovery-box")
+    mark = hashlib.sha256(options.rundir.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return os.path.join(directory, f"xenstored-{os.getuid()}-{mark}")
+
+
+def _listen(path: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    _remove(path)
+    mask = os.umask(0o177)
+    try:
+        listener.bind(path)
+    except OSError as e:
+        raise CannotStart(f"{path}: {e.strerror or e}") from None
+    finally:
+        os.umask(mask)
+    listener.listen(BACKLOG)
+    return listener
+
+
+def _configure(keeper: Keeper, options: Options) -> None:
+    keeper.store.domains.quotas.update(options.quotas)
+    for domain in keeper.store.domains.known.values():
+        domain.quotas.update(options.quotas)
+    settings = keeper.store.items.settings
+    if options.trace_file is not None:
+        settings.insert(TRACE_FILE, os.path.join("/var/lib/xen/xenstore", options.trace_file))
+    for switch, on in options.trace_switches.items():
+        settings.insert(TRACE_SWITCH + switch, "on" if on else "off")
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""The command line: every option of the C daemon (core.c: main), and ours.
+
+Options that make no sense for this daemon are accepted and named in the log, so that existing service files go on working.
+Unknown options are reported and ignored, as getopt does it there; a word that is no option ends the start.
+"""
+
+import argparse
+import os
+from dataclasses import dataclass, field
+from typing import Final
+
+from xenstore_logic.trace import SWITCHES
+from xenstore_state import quotas
+
+DEFAULT_RUNDIR: Final = "/var/run/xenstored"
+INT_MAX: Final = 2**31 - 1
+PATH_MAX: Final = 2048
+_QUOTA_OPTIONS: Final = {
+    "-E": ("--entry-nb", "nodes", "nodes a domain may own"),
+    "-S": ("--entry-size", "node-size", "size of a node in bytes"),
+    "-W": ("--watch-nb", "watches", "watches of a domain"),
+    "-t": ("--transaction", "transactions", "open transactions of a domain"),
+    "-A": ("--perm-nb", "node-permissions", "permission entries of a node"),
+    "-M": ("--path-max", "path-max", "length of a path in bytes, at most 2048"),
+}
+
+
+class OptionError(Exception):
+    """The daemon cannot be started like this; the text says why."""
+
+
+@dataclass
+class Options:
+    """What was asked for."""
+
+    foreground: bool = False
+    domain_init: bool = True
+    pid_file: str | None = None
+    trace_file: str | None = None
+    trace_switches: dict[str, bool] = field(default_factory=dict)
+    quotas: dict[str, int] = field(default_factory=dict)
+    rundir: str = DEFAULT_RUNDIR
+    socket: str = DEFAULT_RUNDIR + "/socket"
+    notes: list[str] = field(default_factory=list)
+    """What was accepted without effect, for the log."""
+
+
+def _number(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= INT_MAX:
+        raise OptionError(f"{text!r} is not a number from 0 to {INT_MAX}")
+    return value
+
+
+def _assignment(text: str, soft: str) -> tuple[str, int]:
+    name, equals, value = text.partition("=")
+    if not equals or not quotas.is_name(soft + name):
+        raise OptionError(f"{text!r}: expected NAME=NUMBER with one of {', '.join(quotas.QUOTAS)}")
+    return soft + name, _number(value)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]  # argparse would exit with 2
+        raise OptionError(message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    p = _Parser(prog="xenstored", add_help=False, allow_abbrev=False, description="The XenStore daemon.")
+    p.add_argument("-H", "--help", action="help", help="this text")
+    p.add_argument("-N", "--no-fork", action="store_true", help="stay in the foreground, log to stderr")
+    p.add_argument("-D", "--no-domain-init", action="store_true", help="sockets only: no hypervisor is looked for")
+    p.add_argument("-F", "--pid-file", metavar="FILE", help="write the daemon's pid there")
+    p.add_argument("-T", "--trace-file", metavar="FILE", help="trace messages into this file")
+    p.add_argument("--trace-control", metavar="[+-]SWITCH", action="append", default=[], help=" ".join(SWITCHES))
+    for short, (long, _, what) in _QUOTA_OPTIONS.items():
+        p.add_argument(short, long, metavar="N", help=f"quota: {what}")
+    p.add_argument("-Q", "--quota", metavar="NAME=N", action="append", default=[], help="set any quota")
+    p.add_argument("-q", "--quota-soft", metavar="NAME=N", action="append", default=[], help="set a soft quota")
+    p.add_argument(
+        "-w", "--timeout", metavar="watch-event=S", action="append", default=[], help="accepted, see the log"
+    )
+    p.add_argument("-K", "--keep-orphans", action="store_true", help="accepted, see the log")
+    p.add_argument("-U", "--live-update", action="store_true", help="accepted, see the log")
+    p.add_argument("-I", "--internal-db", nargs="?", const="on", help="accepted, see the log (older daemons)")
+    p.add_argument("-R", "--no-recovery", action="store_true", help="accepted, see the log (older daemons)")
+    for name in ("--event", "--master-domid", "--priv-domid"):
+        p.add_argument(name, metavar="N", help="accepted, see the log")
+    p.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    return p
+
+
+_WITHOUT_EFFECT: Final = {
+    "timeout": "-w: nothing times out on a socket",
+    "keep_orphans": "-K: no domain comes or goes without a hypervisor",
+    "live_update": "-U: this daemon restarts its own parts and takes no state stream",
+    "internal_db": "-I: the store is always in memory",
+    "no_recovery": "-R: the store is never on disk",
+    "event": "--event: for a stub domain",
+    "master_domid": "--master-domid: sockets speak for domain 0",
+    "priv_domid": "--priv-domid: domain 0 is privileged",
+}
+
+
+def parse(arguments: list[str], environment: dict[str, str]) -> Options:
+    """Reads the command line and the environment.  Raises `OptionError`; `--help` prints and exits."""
+    given, unknown = _parser().parse_known_args(arguments)
+    words = [w for w in (*given.words, *unknown) if not w.startswith("-")]
+    if words:
+        raise OptionError(f"{words[0]}: no such argument")
+    options = Options(foreground=given.no_fork, domain_init=not given.no_domain_init, pid_file=given.pid_file)
+    options.notes += [f"{word}: unknown option, ignored" for word in unknown]
+    options.notes += [f"{note}; no effect" for name, note in _WITHOUT_EFFECT.items() if getattr(given, name)]
+    options.trace_file = given.trace_file
+    for word in given.trace_control:
+        if word[:1] not in {"+", "-"} or word[1:] not in SWITCHES:
+            raise OptionError(f"--trace-control {word}: expected + or - and one of {' '.join(SWITCHES)}")
+        options.trace_switches[word[1:]] = word[0] == "+"
+    for long, quota, _ in _QUOTA_OPTIONS.values():
+        value = getattr(given, long[2:].replace("-", "_"))
+        if value is not None:
+            options.quotas[quota] = _number(value)
+    options.quotas.update(_assignment(word, "") for word in given.quota)
+    options.quotas.update(_assignment(word, quotas.SOFT) for word in given.quota_soft)
+    if options.quotas.get("path-max", 0) > PATH_MAX:
+        raise OptionError(f"--path-max: at most {PATH_MAX}")
+    options.rundir = os.path.abspath(environment.get("XENSTORED_RUNDIR") or DEFAULT_RUNDIR)
+    options.socket = environment.get("XENSTORED_PATH") or os.path.join(options.rundir, "socket")
+    return options
