@@ -69,7 +69,7 @@ class Producer:
         if n > SEGMENT_MAX:
             self._append_segments(body)
         else:
-            self._append(body, n)
+            self._append(body, n, n)
 
     def _append_segments(self, body: bytes) -> None:
         if len(body) > RECORD_MAX:
@@ -77,11 +77,11 @@ class Producer:
         last = (len(body) - 1) // SEGMENT_MAX
         for i in range(last + 1):
             part = body[i * SEGMENT_MAX : (i + 1) * SEGMENT_MAX]
-            self._append(part, len(part) | (_LAST_SEGMENT if i == last else _SEGMENT))
+            self._append(part, len(part), len(part) | (_LAST_SEGMENT if i == last else _SEGMENT))
 
-    def _append(self, body: bytes, kind_and_length: int) -> None:
-        end = 16 + len(body)
-        size = (end + 7) & ~7
+    def _append(self, body: bytes, n: int, kind_and_length: int) -> None:
+        end = n + 16
+        size = (n + 23) & ~7
         head = self._head
         at = head & _MASK
         if at + size > JOURNAL_SIZE:

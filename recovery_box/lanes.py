@@ -19,6 +19,11 @@ What is received goes straight into the region and stays there until DONE says i
 import ctypes
 from typing import Final
 
+try:
+    from recovery_box import _lanes
+except ImportError:  # no compiler when this was installed
+    _lanes = None  # type: ignore[assignment]  # an optional module
+
 from recovery_box.box import CONTROL_SIZE, REGION_SIZE, Box
 
 M32: Final = 0xFFFFFFFF
@@ -81,6 +86,7 @@ class Lane:
         "_out_header",
         "_out_iov",
         "_out_word",
+        "_slot_address",
         "_words",
         "fd",
         "fill",
@@ -99,6 +105,7 @@ class Lane:
         self._words = box.words.view
         self.in_offset = offset + CONTROL_SIZE
         self.out_offset = self.in_offset + REGION_SIZE
+        self._slot_address = box.address + offset
         self._in_address = box.address + self.in_offset
         self._out_address = box.address + self.out_offset
         self._in_header = ctypes.c_void_p(box.address + offset + _IN_HEADER * 8)
@@ -146,6 +153,8 @@ class Lane:
             return -1
         got = words[self._in_word] & M32
         self.fill = (fill + got) & M32
+        if got == straight and room > straight:
+            return got + max(self.receive(), 0)  # the rest lies at the beginning of the ring
         return got
 
     def peek(self, n: int) -> bytes:
@@ -198,3 +207,27 @@ class Lane:
                 return False
             if self.sent == self.made:
                 return True
+
+
+class CompiledLane(Lane):
+    """The same with both system calls compiled."""
+
+    __slots__ = ()
+
+    def receive(self) -> int:
+        """Receives what is there and fits.  Bytes received; 0 at the end of the stream; -1 when there is nothing (or no room)."""
+        fill = self.fill
+        got = _lanes.receive(self.fd, self._slot_address, fill, self.head)
+        if got > 0:
+            self.fill = (fill + got) & M32
+        return got
+
+    def send(self) -> bool:
+        """Sends what the region holds.  True when everything went; False when the peer must read first, or is gone."""
+        made = self.made
+        sent = self.sent = _lanes.send(self.fd, self._slot_address, self.sent, made)
+        return sent == made
+
+
+BestLane: type[Lane] = Lane if _lanes is None else CompiledLane
+"""What to use."""

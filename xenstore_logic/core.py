@@ -9,7 +9,7 @@ After `handle`, `effect` is what must be published before any byte leaves, `even
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from protocol.errors import EACCES, EINVAL, ENOENT, StoreError
 from protocol.ops import OPERATIONS, Op
@@ -34,12 +34,8 @@ _CACHE_MAX: Final = 16384
 Handler = Callable[["Core", Connection, int, bytes], bytes]
 
 
-class Performed(NamedTuple):
-    """An effect that was performed here and must be published: its number, arguments and outcome ("" or an error name)."""
-
-    kind: int
-    arguments: tuple[Any, ...]
-    outcome: str
+Performed = tuple[int, tuple[Any, ...], str]
+"""An effect that was performed here and must be published: its number, arguments and outcome ("" or an error name)."""
 
 
 class Core:
@@ -104,9 +100,9 @@ class Core:
             result = EFFECTS[kind].perform(self.store, by, *arguments)
         except StoreError as e:
             if kind in IN_TRANSACTION and arguments[0]:
-                self.effect = Performed(kind, arguments, e.name)
+                self.effect = (kind, arguments, e.name)
             raise
-        self.effect = Performed(kind, arguments, "")
+        self.effect = (kind, arguments, "")
         return result
 
     def fire(self, fired: Iterable[Fired]) -> None:

@@ -55,7 +55,10 @@ def names_of(path: bytes) -> Parts:
 
 def read(store: Store, by: Connection, tx_id: int, path: bytes) -> bytes:
     """READ."""
-    return _view(store, by, tx_id).read(_node(path), by.subject)
+    if path[:1] == b"@":
+        raise EINVAL
+    view = _view(store, by, tx_id) if tx_id else store.live
+    return view.read(names_of(path), by.subject)
 
 
 def directory(store: Store, by: Connection, tx_id: int, path: bytes) -> list[bytes]:
@@ -71,7 +74,9 @@ def get_perms(store: Store, by: Connection, tx_id: int, path: bytes) -> Acl:
 
 def write(store: Store, by: Connection, tx_id: int, path: bytes, value: bytes) -> list[Fired]:
     """WRITE."""
-    view, parts = _view(store, by, tx_id), _node(path)
+    if path[:1] == b"@":
+        raise EINVAL
+    view, parts = _view(store, by, tx_id) if tx_id else store.live, names_of(path)
     if by.subject.quotas is not None:
         _within(store, by, view, parts, value)
     return view.write(parts, value, by.subject)

@@ -18,6 +18,10 @@ from xenstore_state.store import Store
 _pack: Final = msgpack.Packer(autoreset=True).pack
 
 
+encode: Final[Callable[["Record | tuple[Any, ...]"], bytes]] = _pack
+"""A record (or a plain tuple of its fields) as it stands in the journal."""
+
+
 class BadRecord(Exception):
     """A record that cannot be true."""
 
@@ -47,11 +51,6 @@ class Record(NamedTuple):
     generation: int
     """Generation of the tree afterwards."""
     outputs: tuple[Output, ...]
-
-    def encode(self) -> bytes:
-        """As it stands in the journal."""
-        body: bytes = _pack(self)
-        return body
 
 
 def decode(body: bytes) -> Record:

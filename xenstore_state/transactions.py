@@ -337,13 +337,13 @@ class Transaction(View):
             if write.kind == "perms":
                 raise ENOENT
             made.update(create(tree, parts, write.value, who))
-            fired.setdefault(parts, Fired(parts, None, NEW))
+            fired.setdefault(parts, (parts, None, NEW))
             return
         if not allows(node.acl, who, WRITE | OWNER if write.kind == "perms" else WRITE):
             raise EACCES
         if write.kind == "mkdir":
             return
-        fired.setdefault(parts, Fired(parts, None, node.acl))
+        fired.setdefault(parts, (parts, None, node.acl))
         if write.kind == "perms":
             tree.set_acl(node, write.acl, tree.generation + 1)
         else:
@@ -363,7 +363,7 @@ class Transaction(View):
         for below in [p for p in fired if p[: len(parts)] == parts]:
             del fired[below]
         if node not in made:  # created and removed again: nobody is told
-            fired[parts] = Fired(parts, node, node.acl)
+            fired[parts] = (parts, node, node.acl)
         tree.remove_child(parent, parts[-1], tree.generation + 1)
 
     def _as_expected(self) -> None:
