@@ -1,0 +1,219 @@
+/* wire.c: see wire.h. */
+#define _GNU_SOURCE
+#include "wire.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+static const struct request start_transaction = {WIRE_TRANSACTION_START, 1, ""};
+static const struct request commit_transaction = {WIRE_TRANSACTION_END, 2, "T"};
+
+void fatal(const char *format, ...)
+{
+    char text[1024];
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(text, sizeof(text), format, args);
+    va_end(args);
+    for (char *at = text; *at; at++)
+        if (*at == '"' || *at == '\\' || (unsigned char)*at < ' ')
+            *at = '\'';
+    printf("{\"error\": \"%s\"}\n", text);
+    fflush(stdout);
+    exit(1);
+}
+
+/* ---- connections ---- */
+
+int wire_connect_fd(const char *socket_path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    if (fd < 0)
+        fatal("socket: %s", strerror(errno));
+    if (strlen(socket_path) >= sizeof(address.sun_path))
+        fatal("socket path too long");
+    strcpy(address.sun_path, socket_path);
+    if (connect(fd, (struct sockaddr *)&address, sizeof(address)))
+        fatal("connect: %s", strerror(errno));
+    return fd;
+}
+
+struct wire *wire_connect(const char *socket_path)
+{
+    struct wire *wire = malloc(sizeof(*wire));
+
+    if (!wire)
+        fatal("out of memory");
+    wire->fd = wire_connect_fd(socket_path);
+    wire->last_request = 0;
+    wire->events = 0;
+    wire->filled = 0;
+    return wire;
+}
+
+void wire_close(struct wire *wire)
+{
+    close(wire->fd);
+    free(wire);
+}
+
+/* ---- requests ---- */
+
+static struct request request_with(uint32_t type, const char *first, size_t first_bytes)
+{
+    struct request request = {.type = type, .length = first_bytes};
+
+    if (first_bytes > WIRE_PAYLOAD_MAX)
+        fatal("payload too long");
+    memcpy(request.payload, first, first_bytes);
+    return request;
+}
+
+struct request read_request(const char *path)
+{
+    return request_with(WIRE_READ, path, strlen(path) + 1);
+}
+
+struct request rm_request(const char *path)
+{
+    return request_with(WIRE_RM, path, strlen(path) + 1);
+}
+
+struct request write_request(const char *path, size_t value_bytes)
+{
+    struct request request = request_with(WIRE_WRITE, path, strlen(path) + 1);
+
+    memset(request.payload + request.length, 'v', value_bytes);
+    request.length += value_bytes;
+    return request;
+}
+
+struct request watch_request(const char *path, const char *token)
+{
+    struct request request = request_with(WIRE_WATCH, path, strlen(path) + 1);
+
+    strcpy(request.payload + request.length, token);
+    request.length += strlen(token) + 1;
+    return request;
+}
+
+/* ---- messages ---- */
+
+void wire_send(struct wire *wire, uint32_t transaction, const struct request *request)
+{
+    char message[WIRE_MESSAGE_MAX];
+    struct wire_header header = {request->type, ++wire->last_request, transaction, request->length};
+    ssize_t bytes = sizeof(header) + request->length;
+
+    memcpy(message, &header, sizeof(header));
+    memcpy(message + sizeof(header), request->payload, request->length);
+    if (send(wire->fd, message, bytes, MSG_NOSIGNAL) != bytes)
+        fatal("send: %s", strerror(errno));
+}
+
+static void fill_to(struct wire *wire, size_t wanted)
+{
+    while (wire->filled < wanted) {
+        ssize_t got = read(wire->fd, wire->input + wire->filled, sizeof(wire->input) - wire->filled);
+
+        if (got == 0)
+            fatal("the daemon closed the connection");
+        if (got < 0)
+            fatal("read: %s", strerror(errno));
+        wire->filled += got;
+    }
+}
+
+/* Takes the next message of any kind into `payload`. */
+static struct wire_header receive_any(struct wire *wire)
+{
+    struct wire_header header;
+    size_t bytes;
+
+    fill_to(wire, sizeof(header));
+    memcpy(&header, wire->input, sizeof(header));
+    if (header.length > WIRE_PAYLOAD_MAX)
+        fatal("a message of %u bytes", header.length);
+    bytes = sizeof(header) + header.length;
+    fill_to(wire, bytes);
+    memcpy(wire->payload, wire->input + sizeof(header), header.length);
+    wire->payload[header.length] = 0;
+    wire->length = header.length;
+    wire->filled -= bytes;
+    if (wire->filled)
+        memmove(wire->input, wire->input + bytes, wire->filled);
+    if (header.type == WIRE_WATCH_EVENT)
+        wire->events++;
+    else if (header.request != wire->last_request)
+        fatal("a reply to request %u where %u was expected", header.request, wire->last_request);
+    return header;
+}
+
+uint32_t wire_receive(struct wire *wire)
+{
+    uint32_t type;
+
+    do
+        type = receive_any(wire).type;
+    while (type == WIRE_WATCH_EVENT);
+    return type;
+}
+
+void wire_receive_event(struct wire *wire, long count)
+{
+    while (wire->events < count)
+        receive_any(wire);
+}
+
+void wire_expect(struct wire *wire, uint32_t type)
+{
+    uint32_t got = wire_receive(wire);
+
+    if (got != type)
+        fatal("request of type %u answered by type %u %s", type, got, got == WIRE_ERROR ? wire->payload : "");
+}
+
+void wire_call(struct wire *wire, uint32_t transaction, const struct request *request)
+{
+    wire_send(wire, transaction, request);
+    wire_expect(wire, request->type);
+}
+
+void wire_remove(struct wire *wire, const char *path)
+{
+    struct request request = rm_request(path);
+    uint32_t type;
+
+    wire_send(wire, 0, &request);
+    type = wire_receive(wire);
+    if (type != WIRE_RM && !(type == WIRE_ERROR && !strcmp(wire->payload, "ENOENT")))
+        fatal("RM %s: %s", path, wire->payload);
+}
+
+uint32_t wire_start(struct wire *wire)
+{
+    wire_call(wire, 0, &start_transaction);
+    return strtoul(wire->payload, NULL, 10);
+}
+
+int wire_commit(struct wire *wire, uint32_t transaction)
+{
+    uint32_t type;
+
+    wire_send(wire, transaction, &commit_transaction);
+    type = wire_receive(wire);
+    if (type == WIRE_TRANSACTION_END)
+        return 1;
+    if (type != WIRE_ERROR || strcmp(wire->payload, "EAGAIN"))
+        fatal("commit answered by type %u %s", type, wire->payload);
+    return 0;
+}
