@@ -6,19 +6,23 @@ duplicate when it applies that record, and only then can the number come up agai
 Numbers of handed-over descriptors lie at `first_number` and above; whatever a worker opens for itself lies below.
 """
 
-import array
+import ctypes
 import errno
 import fcntl
 import os
 import resource
 import socket
 import struct
-from collections.abc import Iterator
 from typing import Final
 
 _NOTE: Final = struct.Struct("=QIIi")
 """Connection id, slot, descriptor number, domid."""
-_FULL: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.EINVAL, errno.ENOMEM, errno.ENOBUFS})
+_DESCRIPTOR: Final = struct.Struct("=i")
+_ONE_DESCRIPTOR: Final = socket.CMSG_SPACE(_DESCRIPTOR.size)
+_FULL: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+
+
+_libc: Final = ctypes.PyDLL(None)
 
 
 class OutOfDescriptors(Exception):
@@ -37,16 +41,31 @@ def first_number(limit: int) -> int:
     return min(256, limit // 2)
 
 
-def settle(sock: socket.socket, first: int) -> int:
-    """Moves a freshly accepted socket to a number of at least `first` and returns that number.  Raises `OutOfDescriptors`."""
-    try:
-        return fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, first)
-    except OSError as e:
-        if e.errno in _FULL:
-            raise OutOfDescriptors from None
-        raise
-    finally:
-        sock.close()
+def reserve_low_numbers(first: int) -> None:
+    """In the keeper: takes every free number below `first`, so that accepted connections get `first` and above.
+
+    Accepting then gives a connection its final number, and fails without taking one when none is left.
+    """
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    while null < first:
+        null = os.dup(null)
+    os.close(null)
+
+
+def release_low_numbers(first: int) -> None:
+    """In a fresh worker: frees the numbers that the keeper only kept occupied, for the worker's own use."""
+    null = os.stat(os.devnull).st_rdev
+    for number in range(3, first):
+        try:
+            if os.fstat(number).st_rdev == null:
+                os.close(number)
+        except OSError:
+            pass
+
+
+def shut_down(fd: int) -> None:
+    """The peer sees the end of the stream now, whoever else still holds the descriptor."""
+    _libc.shutdown(fd, socket.SHUT_RDWR)
 
 
 def is_exhaustion(error: OSError) -> bool:
@@ -77,8 +96,14 @@ class Handover:
         self._worker.close()
 
     def in_worker(self) -> None:
-        """To be called in the worker after the fork."""
+        """To be called in the worker after the fork.
+
+        The worker's end moves to a low number: in the keeper its number is free from now on, for a connection.
+        """
         self._keeper.close()
+        worker = self._worker
+        self._worker = socket.socket(fileno=fcntl.fcntl(worker.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))
+        worker.close()
 
     def close(self) -> None:
         """Closes both ends, as far as they are open here."""
@@ -87,7 +112,7 @@ class Handover:
 
     def give(self, connection: int, slot: int, fd: int, domid: int) -> bool:
         """Hands a descriptor over.  False when the worker must take others first (or is dead: its successor inherits)."""
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _DESCRIPTOR.pack(fd))]
         try:
             self._keeper.sendmsg([_NOTE.pack(connection, slot, fd, domid)], ancillary, socket.MSG_NOSIGNAL)
         except BlockingIOError:
@@ -98,23 +123,22 @@ class Handover:
             raise
         return True
 
-    def take(self) -> Iterator[tuple[int, int, int, int]]:
-        """Takes what waits: (connection id, slot, descriptor, domid), the descriptor under the keeper's number.
+    def take(self) -> tuple[int, int, int, int] | None:
+        """Takes one: (connection id, slot, descriptor, domid), the descriptor under the keeper's number.  None if none waits.
 
-        Raises `EOFError` when the keeper is gone.
+        Raises `EOFError` when the keeper is gone, `OutOfDescriptors` when there is no room for it here.
         """
-        while True:
-            try:
-                note, ancillary, _, _ = self._worker.recvmsg(_NOTE.size, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
-            except BlockingIOError:
-                return
-            if not note:
-                raise EOFError("the keeper is gone")
-            connection, slot, number, domid = _NOTE.unpack(note)
-            if not ancillary:
-                raise OutOfDescriptors
-            here = struct.unpack("i", ancillary[0][2][:4])[0]
-            if here != number:
-                os.dup2(here, number, inheritable=False)
-                os.close(here)
-            yield connection, slot, number, domid
+        try:
+            note, ancillary, _, _ = self._worker.recvmsg(_NOTE.size, _ONE_DESCRIPTOR, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return None
+        if not note:
+            raise EOFError("the keeper is gone")
+        connection, slot, number, domid = _NOTE.unpack(note)
+        if not ancillary:
+            raise OutOfDescriptors
+        here = _DESCRIPTOR.unpack_from(ancillary[0][2])[0]
+        if here != number:
+            os.dup2(here, number, inheritable=False)
+            os.close(here)
+        return connection, slot, number, domid

@@ -82,7 +82,7 @@ def apply_trace_settings(core: "Core") -> None:
     for name in trace.SWITCHES:
         value = settings.get(TRACE_SWITCH + name)
         if value is not None:
-            core.trace.switches[name] = value == "on"
+            core.trace.switch(name, on=value == "on")
     file_name = settings.get(TRACE_FILE)
     if file_name is None or settings.get(TRACE_ON) == "off":
         core.trace.close()
@@ -203,6 +203,23 @@ def _peaks(core: "Core") -> str:
     return "Max. seen accounting values:\n" + "".join(f"{n:<17}: {peaks.get(n, 0):8}\n" for n in quotas.QUOTAS)
 
 
+def _live_update(core: "Core", by: Connection, arguments: list[str]) -> str:
+    """Replacing the daemon by another one's binary is refused in words, as its client expects."""
+    match arguments:
+        case ["-f", name]:
+            if not os.path.exists(name):
+                return "File not accessible."
+            if not os.access(name, os.X_OK):
+                return "File not executable."
+            return "Live update is not supported: this daemon hands no state stream to another."
+        case ["-a"]:
+            return "No live-update session active."
+        case ["-c", _] | ["-s"] | ["-s", "-F"] | ["-s", "-t", _, *_]:
+            return "Not in live-update session."
+        case _:
+            raise EINVAL
+
+
 def _help(core: "Core", by: Connection, arguments: list[str]) -> str:
     """Lists the commands."""
     _none(arguments)
@@ -230,6 +247,7 @@ class Command(NamedTuple):
 COMMANDS: Final = {
     "check": Command(_check, ""),
     "log": Command(_log, "[on|off|+<switch>|-<switch>]"),
+    "live-update": Command(_live_update, "[-c <cmdline>] [-F] [-t <timeout>] [-v <version>] <file>"),
     "logfile": Command(_logfile, "<file>"),
     "memreport": Command(_memreport, "[<file>]"),
     "print": Command(_print, "<string>"),

@@ -105,8 +105,12 @@ class Core:
         self.effect = (kind, arguments, "")
         return result
 
-    def fire(self, fired: Iterable[Fired]) -> None:
-        """Queues the events of changes, descendants of a removed node before it."""
+    def fire(self, fired: Iterable[Fired], *, committed: bool = False) -> None:
+        """Queues the events of changes.
+
+        Of a removed subtree, watched descendants are told before its root, but behind it when a transaction removed it
+        (there, events come in the order in which nodes were first accessed).
+        """
         watches = self.store.watches
         if not watches.count:
             return
@@ -114,12 +118,17 @@ class Core:
             if parts[:1] == SPECIAL:
                 self._tell(watches.special(parts[1]), parts[1], parts, None, before)
                 continue
-            if removed is not None:
-                for where, node, exact in watches.below(parts, removed):
-                    self._tell(exact, b"/" + b"/".join(where), where, node, before)
+            if removed is not None and not committed:
+                self._tell_below(parts, removed, before, parents_first=False)
             matching = watches.matching(parts)
             if matching:
                 self._tell(matching, b"/" + b"/".join(parts), parts, removed, before)
+            if removed is not None and committed:
+                self._tell_below(parts, removed, before, parents_first=True)
+
+    def _tell_below(self, parts: Parts, removed: Node, before: Acl, *, parents_first: bool) -> None:
+        for where, node, exact in self.store.watches.below(parts, removed, parents_first=parents_first):
+            self._tell(exact, b"/" + b"/".join(where), where, node, before)
 
     def _tell(self, watches: list[Watch], path: bytes, parts: Parts, removed: Node | None, before: Acl) -> None:
         for watch in watches:

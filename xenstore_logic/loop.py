@@ -12,7 +12,6 @@ Knows no protocol beyond the header, and nothing of where the box and the descri
 import logging
 import os
 import select
-import socket
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -20,7 +19,8 @@ from typing import Final
 from protocol.errors import StoreError
 from protocol.ops import Op
 from protocol.wire import HEADER, HEADER_SIZE, MESSAGE_MAX, PAYLOAD_MAX
-from recovery_box.box import W_ACTIVE, W_ASLEEP, Box
+from recovery_box.box import REGION_SIZE, W_ACTIVE, W_ASLEEP, Box
+from recovery_box.custody import shut_down
 from recovery_box.items import Connection
 from recovery_box.journal import Producer
 from recovery_box.lanes import M32, BestLane
@@ -38,6 +38,8 @@ BATCH: Final = 64
 _IN: Final = select.EPOLLIN
 _OUT: Final = select.EPOLLOUT
 _GONE: Final = select.EPOLLHUP | select.EPOLLERR
+_CROWDED: Final = REGION_SIZE - MESSAGE_MAX
+"""With more unsent output than this, the next reply might not fit."""
 _EIO: Final = StoreError("EIO").payload
 
 
@@ -90,6 +92,10 @@ class Loop:
             self._epoll.modify(connection.fd, _IN)
         return channel
 
+    def welcome(self, connection: Connection) -> None:
+        """A new connection.  Most have already sent their first request."""
+        self._serve(self.add(connection), _IN)
+
     def recover(self, last: Record | None) -> None:
         """Continues for a Logic that died: finishes the last published record, then looks at every connection once."""
         for connection in self.core.store.items.connections:
@@ -120,13 +126,17 @@ class Loop:
         for fd, mask in self._epoll.poll(0 if self._ready else timeout, BATCH):
             channel = by_fd.get(fd)
             if channel is not None:
-                self._serve(channel, mask)
+                if mask == _IN and channel.lane.receive() > 0:
+                    self._work(channel)
+                else:
+                    self._serve(channel, mask)
             elif fd in self._others:
                 self._others[fd]()
-        for _ in range(len(self._ready)):
-            channel = self._ready.popleft()
-            if not channel.connection.closed:
-                self._work(channel)
+        if self._ready:
+            for _ in range(len(self._ready)):
+                channel = self._ready.popleft()
+                if not channel.connection.closed:
+                    self._work(channel)
         if self._dirty:
             self.flush()
 
@@ -149,50 +159,46 @@ class Loop:
     def _work(self, channel: Channel) -> None:
         """Serves the whole requests that have been received."""
         lane, by = channel.lane, channel.connection
-        handle, core, words = self.core.handle, self.core, self._words
+        core, words = self.core, self._words
+        trace = core.trace
         for _ in range(TURN_REQUESTS):
             head = lane.head
             there = (lane.fill - head) & M32
             if there < HEADER_SIZE:
                 return
-            if lane.room < MESSAGE_MAX or by.pending.chunks:
+            if (lane.made - lane.sent) & M32 > _CROWDED or by.pending.chunks:
                 self._dirty[channel] = None
-                if by.pending.chunks or not lane.send() or by.closed:
+                if by.pending.chunks or not lane.send():
                     self._watch_for(channel, _OUT)
                     return
             data = lane.peek(there if there < MESSAGE_MAX else MESSAGE_MAX)
             op, req_id, tx_id, length = HEADER.unpack_from(data)
-            end = HEADER_SIZE + length
-            if end > there:
-                if length > PAYLOAD_MAX:
-                    log.info("connection %d announced a message of %d bytes and was closed", by.id, length)
-                    self.close(channel)
-                return
             if length > PAYLOAD_MAX:
                 log.info("connection %d announced a message of %d bytes and was closed", by.id, length)
                 self.close(channel)
                 return
+            end = HEADER_SIZE + length
+            if end > there:
+                return
             words[W_ACTIVE] = by.slot << 32 | head
             payload = data[HEADER_SIZE:end]
-            if core.trace.active:
-                core.trace.message("IN", by, op, payload)
+            if trace.active:
+                trace.message("IN", by, op, payload)
             if self.poison and (by.id, head) in self.poison:
                 log.error("request %d of connection %d killed Logic again and again: EIO", op, by.id)
                 reply = HEADER.pack(Op.ERROR, req_id, tx_id, len(_EIO)) + _EIO
             else:
-                reply = handle(by, op, req_id, tx_id, payload)
-            if core.trace.active:
-                core.trace.message("OUT", by, HEADER.unpack_from(reply)[0], reply[HEADER_SIZE:])
+                reply = core.handle(by, op, req_id, tx_id, payload)
+            if trace.active:
+                trace.message("OUT", by, HEADER.unpack_from(reply)[0], reply[HEADER_SIZE:])
             head = (head + end) & M32
             if core.effect is None:
-                made = lane.made
-                lane.put(reply, made)
-                lane.publish(head, (made + len(reply)) & M32)
+                lane.answer(reply, head)
             else:
                 self._publish(channel, reply, head, core.effect)
+                if by.closed:
+                    return
             self._dirty[channel] = None
-            if by.closed:
-                return
         self._ready.append(channel)
 
     def _publish(self, channel: Channel, reply: bytes, head: int, effect: Performed) -> None:
@@ -202,15 +208,13 @@ class Loop:
         kind, arguments, outcome = effect
         generation = core.store.tree.generation
         lane = channel.lane
-        if not core.events and not core.late_events and lane.room >= len(reply) and not by.pending.chunks:
+        if not core.events and not core.late_events and not by.pending.chunks:
             # Nobody else is told: the common case of the general one below, for speed.
-            made = lane.made
-            output = (by.id, made, reply, False)
+            output = (by.id, lane.made, reply, False)
             self._journal.append(encode((by.id, head, kind, arguments, outcome, generation, (output,))))
             if self._words[W_ASLEEP]:
                 self._wake()
-            lane.put(reply, made)
-            lane.publish(head, (made + len(reply)) & M32)
+            lane.answer(reply, head)
             return
         hung_up: list[Channel] = []
         outputs = self._place(channel, reply, hung_up)
@@ -244,7 +248,7 @@ class Loop:
                 put(to, event, True)
         put(channel, reply, False)
         for connection, event in core.late_events:
-            put(channels[connection.id], event, False)
+            put(channels[connection.id], event, True)
         core.events.clear()
         core.late_events.clear()
         outputs = []
@@ -287,11 +291,7 @@ class Loop:
         if by.closed:
             return
         self._epoll.unregister(by.fd)
-        try:
-            with socket.socket(fileno=os.dup(by.fd)) as s:
-                s.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
+        shut_down(by.fd)
         self.core.trace.thing("DESTROY", "connection", by)
         self.core.perform(CLOSE, by)
         self.core.effect = None

@@ -41,11 +41,13 @@ def run_logic(inheritance: Inheritance) -> None:
     loop.poison = inheritance.poison
 
     def take() -> None:
-        for number, slot, fd, domid in inheritance.handover.take():
+        given = inheritance.handover.take()
+        if given is not None:
+            number, slot, fd, domid = given
             connection = Connection(number, slot, fd, domid, domid == PRIVILEGED, True)
             core.store.connect(connection)
             core.trace.thing("CREATE", "connection", connection)
-            loop.add(connection)
+            loop.welcome(connection)
 
     loop.listen_to(inheritance.handover.worker_fd, take)
     loop.recover(inheritance.last)

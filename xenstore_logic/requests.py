@@ -153,7 +153,7 @@ def transaction_end(core: Core, by: Connection, tx_id: int, payload: bytes) -> b
     if how == b"F":
         core.perform(effects.ABORT, by, tx_id)
     else:
-        core.fire(core.perform(effects.COMMIT, by, tx_id))
+        core.fire(core.perform(effects.COMMIT, by, tx_id), committed=True)
     return ACK
 
 

@@ -21,12 +21,14 @@ class Trace:
         self.switches = dict.fromkeys(SWITCHES, False)
         self.switches["obj"] = self.switches["io"] = True
         self.file_name: str | None = None
+        self.active = False
+        """Whether messages are traced."""
         self._fd = -1
 
-    @property
-    def active(self) -> bool:
-        """Whether messages are traced."""
-        return self._fd >= 0 and self.switches["io"]
+    def switch(self, name: str, *, on: bool) -> None:
+        """Turns one kind of line on or off."""
+        self.switches[name] = on
+        self.active = self._fd >= 0 and self.switches["io"]
 
     def open(self, file_name: str | None = None) -> str | None:
         """Opens (or opens again) the file, appending.  The reason if it could not be."""
@@ -40,6 +42,7 @@ class Trace:
             self._fd = os.open(self.file_name, flags, 0o600)
         except OSError as e:
             return f"{self.file_name}: {e.strerror}"
+        self.active = self.switches["io"]
         self.line("\n***")
         return None
 
@@ -48,6 +51,7 @@ class Trace:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+            self.active = False
 
     def line(self, text: str) -> None:
         """Writes one line as it is."""

@@ -18,7 +18,7 @@ from typing import Final
 
 from recovery_box import custody
 from recovery_box.box import NO_REQUEST, W_ACTIVE, W_ASLEEP, Box, BoxFull
-from recovery_box.custody import Handover, OutOfDescriptors
+from recovery_box.custody import Handover
 from recovery_box.items import Connection
 from recovery_box.journal import Consumer, JournalCorrupt, Producer
 from recovery_box.lanes import M32, input_consumed, output_made, prepare_slot
@@ -96,6 +96,7 @@ class Keeper:
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._handover = Handover()
         self._handover_queue: deque[Connection] = deque()
+        self._handover_blocked = False
         self._next_id = 1
         self._free_slots: list[int] = []
         self._used_slots = 0
@@ -117,6 +118,7 @@ class Keeper:
         self._take_signals()
         for fd in (*self._listeners, self._bell, self._signals_read.fileno()):
             self._epoll.register(fd, select.EPOLLIN)
+        custody.reserve_low_numbers(self._first_number)
         self._fork()
         ready()
         quiet = 0
@@ -150,7 +152,7 @@ class Keeper:
                 self._bury()
             elif fd == self._signals_read.fileno():
                 self._on_signals(self._signals_read.recv(64))
-            elif fd == self._handover.keeper_fd:
+            elif fd == self._handover.keeper_fd and self._handover_blocked:
                 self._hand_over()
 
     def _on_signals(self, numbers: bytes) -> None:
@@ -205,6 +207,8 @@ class Keeper:
         if not self._logic_pid:
             self._be_logic(inheritance)
         self._handover.in_keeper()
+        self._handover_blocked = False
+        self._epoll.register(self._handover.keeper_fd, 0)
         self._logic_fd = os.pidfd_open(self._logic_pid)
         self._epoll.register(self._logic_fd, select.EPOLLIN)
         self._write_pid()
@@ -220,6 +224,7 @@ class Keeper:
                 listener.close()
             self._signals_read.close()
             self._signals_write.close()
+            custody.release_low_numbers(self._first_number)
             self._handover.in_worker()
             self._run_logic(inheritance)
             status = 0
@@ -327,11 +332,7 @@ class Keeper:
             self._shared_epoll.unregister(connection.fd)
         except OSError:
             pass
-        try:
-            with socket.socket(fileno=os.dup(connection.fd)) as s:
-                s.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
+        custody.shut_down(connection.fd)
         self.store.disconnect(connection)
         self._forget(connection)
 
@@ -349,21 +350,15 @@ class Keeper:
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(ACCEPT_BATCH):
             try:
-                accepted, _ = listener.accept()
+                fd = listener._accept()[0]  # type: ignore[attr-defined]  # the number is all that is wanted
             except BlockingIOError:
                 break
             except OSError as e:
                 if custody.is_exhaustion(e):
-                    self._pause(e.strerror or str(e))
+                    self._pause(f"out of descriptors or memory ({e.strerror})")
                     break
                 log.info("a connection was gone before it was accepted: %s", e)
                 continue
-            accepted.setblocking(False)
-            try:
-                fd = custody.settle(accepted, self._first_number)
-            except OutOfDescriptors:
-                self._pause("all descriptors are in use")
-                break
             try:
                 self._connect(fd)
             except BoxFull as e:

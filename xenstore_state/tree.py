@@ -225,6 +225,12 @@ class Snapshot:
         self._epoch = epoch
         self._open = True
 
+    @property
+    def current(self) -> bool:
+        """Whether nothing has changed since it was taken."""
+        epoch = self._epoch
+        return not epoch.count and epoch is self._tree._epochs[-1] and not epoch.lost
+
     def close(self) -> None:
         """Gives the snapshot up; before-images that only it needed are dropped."""
         if self._open:

@@ -105,32 +105,36 @@ class WatchTrie:
         """Watches on exactly this special node."""
         return list(self._special.get(name, ()))
 
-    def below(self, parts: tuple[bytes, ...], removed: Node) -> Iterator[tuple[tuple[bytes, ...], Node, list[Watch]]]:
-        """For a removed subtree: (names, node, watches on exactly it) of each watched node below its root, children first."""
+    def below(
+        self, parts: tuple[bytes, ...], removed: Node, *, parents_first: bool
+    ) -> Iterator[tuple[tuple[bytes, ...], Node, list[Watch]]]:
+        """For a removed subtree: (names, node, watches on exactly it) of each watched node below its root."""
         branch = self._root
         for name in parts:
             found = branch.branches.get(name)
             if found is None:
                 return
             branch = found
-        # Children first and without recursion: each frame is visited twice.
-        stack: list[tuple[tuple[bytes, ...], Node, _Branch, bool]] = [(parts, removed, branch, False)]
+        # Depth first without recursion: every node comes up twice, before and after what is below it.
+        stack: list[tuple[tuple[bytes, ...], Node, _Branch, bool]] = [(parts, removed, branch, True)]
         while stack:
-            where, node, branch, done = stack.pop()
-            if done:
-                if branch.watches and node is not removed:
-                    yield where, node, list(branch.watches)
+            where, node, branch, before = stack.pop()
+            if before == parents_first and branch.watches and node is not removed:
+                yield where, node, list(branch.watches)
+            if not before:
                 continue
-            stack.append((where, node, branch, True))
+            stack.append((where, node, branch, False))
             children = node.children
             if children and branch.branches:
-                if len(branch.branches) < len(children):
-                    both = [name for name in branch.branches if name in children]
-                    both.sort(key=lambda name: children[name].birth)
-                else:
-                    both = [name for name in children if name in branch.branches]
-                for name in reversed(both):
-                    stack.append(((*where, name), children[name], branch.branches[name], False))
+                for name in reversed(_in_both(children, branch.branches)):
+                    stack.append(((*where, name), children[name], branch.branches[name], True))
+
+
+def _in_both(children: dict[bytes, Node], branches: dict[bytes, _Branch]) -> list[bytes]:
+    """Names of watched children in order of creation; costs the smaller of the two tables."""
+    if len(branches) < len(children):
+        return sorted((name for name in branches if name in children), key=lambda name: children[name].birth)
+    return [name for name in children if name in branches]
 
 
 def _registration(watch: Watch) -> int:

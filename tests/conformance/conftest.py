@@ -1,0 +1,117 @@
+"""What every conformance test starts from: the daemon under test, connections to it, and a node of one's own.
+
+The suite tests this project's daemon unless the environment variable `XOARSTORE_UNDER_TEST` says otherwise: `c` or
+`ocaml` for Debian's daemons, or the path of a socket on which any xenstored listens.  Tests that need more of the
+daemon than its socket (its processes, its output, a restart) are skipped when all there is is a socket.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.wire import Client, Op, WireError, strings
+from tests.oracle.daemons import CXenstored, Daemon, OurDaemon, OXenstored, short_run_dir
+
+KINDS: dict[str, type[Daemon]] = {"ours": OurDaemon, "c": CXenstored, "ocaml": OXenstored}
+CHOICE = os.environ.get("XOARSTORE_UNDER_TEST", "ours")
+
+
+@dataclass(frozen=True)
+class UnderTest:
+    """A daemon that runs; `process` is None when only its socket is known."""
+
+    socket: Path
+    process: Daemon | None
+
+    @property
+    def is_ours(self) -> bool:
+        return isinstance(self.process, OurDaemon)
+
+
+@contextmanager
+def running(*extra_args: str) -> Iterator[Daemon]:
+    """A daemon of the chosen kind, started for the caller alone; skips when it can't be."""
+    kind = KINDS.get(CHOICE)
+    if kind is None:
+        pytest.skip("needs a daemon of its own, not just a socket")
+    reason = kind.available()
+    if reason is not None:
+        pytest.skip(reason)
+    with short_run_dir() as run_dir, kind(run_dir, extra_args) as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="module")
+def shared_daemon() -> Iterator[UnderTest]:
+    """A daemon for one module."""
+    if CHOICE not in KINDS:
+        yield UnderTest(Path(CHOICE), None)
+        return
+    with running() as process:
+        yield UnderTest(process.socket, process)
+
+
+@pytest.fixture
+def daemon(shared_daemon: UnderTest) -> UnderTest:
+    """The daemon that the tests of one module share; started again when the test before has killed it."""
+    process = shared_daemon.process
+    if process is not None and not process.running():
+        process.stop()
+        process.start()
+    return shared_daemon
+
+
+@pytest.fixture
+def fresh_daemon() -> Iterator[Daemon]:
+    """A daemon that nobody has talked to yet."""
+    with running() as process:
+        yield process
+
+
+@pytest.fixture
+def connect(daemon: UnderTest) -> Iterator[Callable[[], Client]]:
+    """Makes connections, which are closed at the end of the test."""
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(Client(daemon.socket))
+
+
+@pytest.fixture
+def client(connect: Callable[[], Client]) -> Client:
+    return connect()
+
+
+@pytest.fixture
+def other(connect: Callable[[], Client]) -> Client:
+    return connect()
+
+
+NUMBERS = itertools.count(1)
+
+
+@pytest.fixture
+def node(daemon: UnderTest) -> Iterator[str]:
+    """The path of a node made for this test alone, removed afterwards."""
+    path = f"/conformance-{os.getpid()}-{next(NUMBERS)}"
+    with Client(daemon.socket) as client:
+        client.mkdir(path)
+    yield path
+    with Client(daemon.socket) as client:
+        client.rm(path)
+
+
+@pytest.fixture
+def home(daemon: UnderTest) -> Iterator[str]:
+    """The path below which a socket's relative paths lie, removed afterwards."""
+    yield "/local/domain/0"
+    with Client(daemon.socket) as client:
+        try:
+            client.call(Op.RM, strings("/local/domain/0"))
+        except WireError:
+            pass  # neither it nor its parent is there
