@@ -226,10 +226,12 @@ def _transaction(by: Connection, tx_id: int) -> Transaction:
 def _view(store: Store, by: Connection, tx_id: int) -> View:
     if not tx_id:
         return store.live
-    transaction = _transaction(by, tx_id)
+    transaction: Transaction | None = by.transactions.get(tx_id)
+    if transaction is None:
+        raise ENOENT
     limits = by.subject.quotas
     touched = len(transaction.seen) + 1
-    if quotas.exceeds(touched, limits["transaction-nodes"] if limits is not None else EVERYTHING):
+    if touched > EVERYTHING or (limits is not None and quotas.exceeds(touched, limits["transaction-nodes"])):
         transaction.doomed = True
         raise ENOSPC
     return transaction

@@ -24,9 +24,14 @@ class Deviation:
 BLIND_WRITE = "a write without a read of the same node conflicts with nothing: there is nothing it relied on"
 TWO_CREATORS = "two transactions creating different children of one node do not disturb each other"
 
+HELP = "help lists this daemon's commands and their arguments"
+
 MADE = "!/g/165/intx|w|"
 
 DEVIATIONS: tuple[Deviation, ...] = (
+    Deviation(
+        "control-texts", 0, {"S0": ["=check           \nlog             [on\\|off\\|+<swi...313:5d5e391866"]}, HELP
+    ),
     Deviation("tx-snapshot", 27, {"S0": ["=OK|"]}, BLIND_WRITE),
     Deviation("tx-snapshot", 28, {"S0": ["=t"]}, BLIND_WRITE),
     Deviation("tx-snapshot", 34, {"S0": ["=OK|"]}, TWO_CREATORS),
