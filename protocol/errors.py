@@ -37,9 +37,11 @@ class StoreError(Exception):
         self.name = name
         self.payload = name.encode() + b"\0"
 
+    def __reduce__(self) -> tuple[type["StoreError"], tuple[str]]:
+        return StoreError, (self.name,)
 
-# One instance each: a refusal is an ordinary answer and is raised often.  `raise EINVAL` on a shared instance would grow
-# its traceback for ever, so these are classes.
+
+# Classes, not shared instances: a shared one would keep the traceback of whoever raised it last.
 class EINVAL(StoreError):
     """The request is malformed."""
 

@@ -10,7 +10,8 @@ from typing import Final
 from protocol.errors import EINVAL
 
 _ALPHABET: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-/_@"
-_DOMAIN_HOME: Final = re.compile(rb"/local/domain/[0-9]{1,5}/")
+# Five characters that scanf's %5u takes: a sign is one of them.
+_DOMAIN_HOME: Final = re.compile(rb"/local/domain/(?:[0-9]{1,5}|-[0-9]{1,4})/")
 
 
 def domain_path(domid: int) -> bytes:

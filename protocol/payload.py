@@ -52,8 +52,10 @@ def parse_domid(text: bytes) -> int:
     m = _DECIMAL.match(text)
     if m is None or m.end() != len(text):
         raise EINVAL
-    value = min(_magnitude(m[2]), _ULONG_MAX)
-    if m[1] == b"-" and value < _ULONG_MAX:
+    value = _magnitude(m[2])
+    if value > _ULONG_MAX:
+        value = _ULONG_MAX
+    elif m[1] == b"-":
         value = -value & _ULONG_MAX
     if value > 0xFFFF:
         raise EINVAL
@@ -65,9 +67,7 @@ def atoi(text: bytes) -> int:
     m = _DECIMAL.match(text)
     if m is None:
         return 0
-    value = min(_magnitude(m[2]), _LONG_MAX)
-    if m[1] == b"-":
-        value = -value
+    value = _bounded(_magnitude(m[2]), m[1])
     return (value + 2**31) % 2**32 - 2**31
 
 
@@ -85,8 +85,11 @@ def strtol_any_base(text: bytes) -> int | None:
         value = int(octal[:23] or b"0", 8)
     else:
         value = _magnitude(decimal)
-    value = min(value, _LONG_MAX)
-    return -value if sign == b"-" else value
+    return _bounded(value, sign)
+
+
+def _bounded(magnitude: int, sign: bytes) -> int:
+    return max(-magnitude, -_LONG_MAX - 1) if sign == b"-" else min(magnitude, _LONG_MAX)
 
 
 def printable(op: int, payload: bytes) -> str:

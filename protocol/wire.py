@@ -78,7 +78,8 @@ class Framer:
 
         Raises `FramingViolation` at the first header that announces too much; messages before it have been yielded.
         """
-        self._buffer += data
+        if self._broken is None:
+            self._buffer += data
         return self._messages()
 
     def _messages(self) -> Iterator[Message]:
@@ -92,6 +93,7 @@ class Framer:
             op, req_id, tx_id, length = HEADER.unpack_from(buffer, start)
             if length > PAYLOAD_MAX:
                 self._broken = length
+                buffer.clear()
                 continue
             end = start + HEADER_SIZE + length
             if len(buffer) < end:

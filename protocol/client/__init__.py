@@ -20,7 +20,7 @@
 `AsyncClient` is the same for trio, with `await` and `async`.  From a shell: `python -m protocol.client --help`.
 
 This is the one part of `protocol` that does I/O.  `steps` and `session` hold all it knows of the protocol, sans-IO; `link`
-moves bytes; `blocking` and `concurrent` wait.  It does not know what runs at the other end: it serves with any xenstored,
+moves bytes; `blocking` and `trio_client` wait.  It does not know what runs at the other end: it serves with any xenstored,
 through a socket or a guest's /dev/xen/xenbus.
 
 Errors: `StoreError` (by name, or as the classes of `protocol.errors`) when the daemon refuses; `RequestTooLong`, a
@@ -38,7 +38,7 @@ from protocol.errors import StoreError
 from protocol.permissions import Permission
 
 if TYPE_CHECKING:
-    from protocol.client.concurrent import AsyncClient, AsyncTransaction, AsyncWatch
+    from protocol.client.trio_client import AsyncClient, AsyncTransaction, AsyncWatch
 
 __all__ = [
     "AsyncClient",
@@ -61,7 +61,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """Imports the trio client when it is asked for: blocking programs need not load trio."""
     if name in {"AsyncClient", "AsyncTransaction", "AsyncWatch"}:
-        from protocol.client import concurrent  # noqa: PLC0415
+        from protocol.client import trio_client  # noqa: PLC0415
 
-        return getattr(concurrent, name)
+        return getattr(trio_client, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

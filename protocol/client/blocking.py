@@ -151,7 +151,8 @@ class Client(Nodes):
 
         The watch is set when this returns.  Each path yields one event at once, whether or not it exists, then one
         for every change.  `depth` limits how many levels below a path count (0: only the path itself).  With `timeout`,
-        iteration ends when that many seconds pass without an event.
+        iteration ends when that many seconds pass without an event.  (A guest's kernel forgets the depth of watches on
+        `@releaseDomain` and the like; elsewhere the client sees to it itself.)
 
         Any number of watches can be open on one client.  Events that arrive while the client waits for something else
         are queued, up to the client's `max_events` for each watch; if even more come, all of them are replaced by one

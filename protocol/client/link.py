@@ -39,7 +39,10 @@ def open_store(path: str) -> tuple[int, int] | None:
 
 
 class Link:
-    """Owns the descriptor.  Trouble with it ends up in the session, as a lost connection."""
+    """Owns the descriptor.  Trouble with it ends up in the session, as a lost connection.
+
+    Raises StoreUnavailable for a descriptor that cannot be waited for: an ordinary file.
+    """
 
     def __init__(self, fd: int, session: Session) -> None:
         self._fd = fd
@@ -47,7 +50,11 @@ class Link:
         self._rest = b""
         # A xenbus device never polls as writable, but does not refuse writes either: only ask after a refusal.
         self._poll = select.epoll()
-        self._poll.register(fd, select.EPOLLIN)
+        try:
+            self._poll.register(fd, select.EPOLLIN)
+        except PermissionError as error:
+            self.close()
+            raise StoreUnavailable(f"{session.name} is neither a socket nor a device") from error
         self._asks_for_room = False
 
     @property

@@ -83,7 +83,8 @@ class AsyncClient(AsyncNodes):
         self._link: Link | None = None
         self._session = Session("XenStore")
         self._session.lose("it has not been opened")
-        self._is_read = False
+        self._reader: trio.CancelScope | None = None
+        """Around the wait of the task that reads for all."""
         self._followers = trio.lowlevel.ParkingLot()
 
     async def __aenter__(self) -> Self:
@@ -146,7 +147,7 @@ class AsyncClient(AsyncNodes):
     async def reset_watches(self) -> None:
         """As `Client.reset_watches`."""
         await self._perform(self._session.reset_watches())
-        self._followers.unpark_all()
+        self._wake()
 
     # Domains, features, quotas
 
@@ -235,6 +236,12 @@ class AsyncClient(AsyncNodes):
         if self._link is not None:
             self._link.push()
 
+    def _wake(self) -> None:
+        """Makes every waiting task look again whether it is done."""
+        if self._reader is not None:
+            self._reader.cancel()
+        self._followers.unpark_all()
+
     async def _wait(self, done: Callable[[], object]) -> None:
         """Moves bytes until `done()`: as the reader of all, or behind the task that is.  Raises ConnectionLost."""
         session, link = self._session, self._link
@@ -244,17 +251,17 @@ class AsyncClient(AsyncNodes):
                 return
             session.check()
             assert link is not None  # otherwise the session counts as lost
-            if self._is_read:
+            if self._reader is not None:
                 await self._followers.park()
                 continue
-            self._is_read = True
             try:
-                await trio.lowlevel.wait_readable(link.waitable)
-                link.pull()
+                with trio.CancelScope() as self._reader:
+                    await trio.lowlevel.wait_readable(link.waitable)
+                    link.pull()
             except trio.ClosedResourceError:
                 pass  # the session knows why
             finally:
-                self._is_read = False
+                self._reader = None
                 self._followers.unpark_all()
 
 
@@ -347,7 +354,7 @@ class AsyncWatch:
         self._subscription.events.clear()
         self._client._session.unsubscribe(self._subscription)
         self._client._push()
-        self._client._followers.unpark_all()
+        self._client._wake()
 
     async def _start(self) -> None:
         self._set = True
