@@ -42,8 +42,6 @@ SETTING: Final = 17
 GLOBAL: Final = -1
 """In place of a domid: the global quotas, which new domains copy."""
 UNLIMITED_DEPTH: Final = -1
-EVERYTHING: Final = 1 << 16
-"""Nodes one transaction may touch when no quota binds it."""
 
 
 @lru_cache(maxsize=16384)
@@ -226,15 +224,7 @@ def _transaction(by: Connection, tx_id: int) -> Transaction:
 def _view(store: Store, by: Connection, tx_id: int) -> View:
     if not tx_id:
         return store.live
-    transaction: Transaction | None = by.transactions.get(tx_id)
-    if transaction is None:
-        raise ENOENT
-    limits = by.subject.quotas
-    touched = len(transaction.seen) + 1
-    if touched > EVERYTHING or (limits is not None and quotas.exceeds(touched, limits["transaction-nodes"])):
-        transaction.doomed = True
-        raise ENOSPC
-    return transaction
+    return _transaction(by, tx_id)
 
 
 def _within(store: Store, by: Connection, view: View, parts: Parts, value: bytes) -> None:

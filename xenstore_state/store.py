@@ -24,6 +24,8 @@ RELEASE_DOMAIN: Final = b"@releaseDomain"
 TX_ID_MAX: Final = 0xFFFFFFFF
 TRANSACTIONS_MAX: Final = 4096
 """Open transactions of one connection that no quota binds."""
+TRANSACTION_NODES_MAX: Final = 1 << 16
+"""Nodes that one transaction may touch when no quota binds it."""
 WATCHES_MAX: Final = 1 << 20
 """Watches of one connection that no quota binds."""
 
@@ -118,7 +120,9 @@ class Store:
         if tx_id in connection.transactions or not 0 < tx_id <= TX_ID_MAX:
             raise EINVAL
         connection.last_tx_id = tx_id
-        transaction = connection.transactions[tx_id] = Transaction(tx_id, self.tree)
+        nodes = quotas["transaction-nodes"] - 1 if quotas is not None else TRANSACTION_NODES_MAX
+        transaction = Transaction(tx_id, self.tree, nodes if nodes >= 0 else TRANSACTION_NODES_MAX)
+        connection.transactions[tx_id] = transaction
         return transaction
 
     def view(self, connection: Connection, tx_id: int) -> View:

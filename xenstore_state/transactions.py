@@ -2,8 +2,8 @@
 
 Theory of operation.  A transaction does not copy the store.  The first access to a node takes a snapshot of that node
 (`Seen`); later reads give the same answer whatever happens outside, and nodes not touched yet are read live.  Its own
-changes lie in an overlay (`Change`), a tree of path components above the live one.  What the client was *told* is marked
-on the `Seen`: a value, a list of children, a permission list, an absence.
+changes lie in an overlay (`Change`, by path) above the live tree, and removed subtrees are hidden.  What the client
+was *told* is marked on the `Seen`: a value, a list of children, a permission list, an absence.
 
 Commit, in this order:
 1. everything the client was told must still be true of the live tree, and still be permitted to it;
@@ -17,7 +17,7 @@ Logic and State both run this code on equal trees, so a commit is a small record
 
 from typing import Final, Literal
 
-from protocol.errors import EACCES, EAGAIN, ENOENT, StoreError
+from protocol.errors import EACCES, EAGAIN, ENOENT, ENOSPC, StoreError
 from protocol.permissions import READ, WRITE
 from xenstore_state.access import OWNER, Acl, Subject, allows, inherited, rights
 from xenstore_state.tree import Node, Snapshot, SnapshotLost, Tree
@@ -56,23 +56,19 @@ class Seen:
 
 
 class Change:
-    """What the transaction did to a node; a mere way to changes below when `state` is PASSAGE."""
+    """A node that the transaction wrote or made."""
 
-    __slots__ = ("acl", "assigned", "below", "masked", "state", "value")
+    __slots__ = ("acl", "asked", "assigned", "fresh", "value")
 
-    PASSAGE: Final = 0
-    WRITTEN: Final = 1
-    REMOVED: Final = 2
-
-    def __init__(self) -> None:
-        self.state = Change.PASSAGE
-        self.masked = False
-        """The live node and everything below it was removed by the transaction."""
+    def __init__(self, value: bytes, acl: Acl, *, fresh: bool) -> None:
+        self.value = value
+        self.acl = acl
+        self.fresh = fresh
+        """Made in place of one that the transaction removed: nothing about it depends on the live tree."""
         self.assigned = False
-        """The value is the transaction's own, not that of a node which happened to be created empty."""
-        self.value = b""
-        self.acl: Acl = ()
-        self.below: dict[bytes, Change] = {}
+        """The value was written, not that of a node which happened to be created empty."""
+        self.asked = False
+        """The client asked for it or was told its permission list, which commit must end with."""
 
 
 Write = tuple[Literal["write", "mkdir", "rm", "perms"], Parts, bytes, Acl]
@@ -94,9 +90,11 @@ class Transaction(View):
     """One open transaction: the operations of `View`, taking effect at commit."""
 
     __slots__ = (
-        "_expected",
+        "_below",
+        "_changes",
+        "_hidden",
+        "_limit",
         "_refused",
-        "_root",
         "_snapshots",
         "_tree",
         "created",
@@ -106,15 +104,19 @@ class Transaction(View):
         "writes",
     )
 
-    def __init__(self, tx_id: int, tree: Tree) -> None:
+    def __init__(self, tx_id: int, tree: Tree, limit: int) -> None:
+        """At most `limit` nodes may be touched; the one beyond dooms the transaction (ENOSPC, then ENOMEM at commit)."""
         self.tx_id = tx_id
         self._tree = tree
-        self.seen: dict[Parts, Seen | None] = {}
-        """Nodes by first access; None where the transaction's own removal hid them."""
-        self._root = Change()
+        self._limit = limit
+        self.seen: dict[Parts, Seen] = {}
+        """Nodes by first access."""
+        self._changes: dict[Parts, Change] = {}
+        self._below: dict[Parts, dict[bytes, Change]] = {}
+        """The same changes by parent and name, in order of creation."""
+        self._hidden: set[Parts] = set()
+        """Roots of live subtrees that the transaction removed."""
         self.writes: list[Write] = []
-        self._expected: dict[Parts, Acl] = {}
-        """Permission lists with which written nodes must end."""
         self._refused: dict[tuple[Parts, int], str] = {}
         self._snapshots: list[Snapshot] = []
         """One for each moment at which a node was first accessed, oldest first."""
@@ -125,21 +127,17 @@ class Transaction(View):
 
     # ---- looking
 
-    def _change(self, parts: Parts) -> tuple[Change | None, bool]:
-        """The change at these names, if any, and whether the live tree is hidden there."""
-        change = self._root
-        masked = change.masked
-        for name in parts:
-            below = change.below.get(name)
-            if below is None:
-                return None, masked
-            change = below
-            masked = masked or change.masked
-        return change, masked
+    def _is_hidden(self, parts: Parts) -> bool:
+        """Whether the live tree is hidden here."""
+        hidden = self._hidden
+        return bool(hidden) and any(parts[:depth] in hidden for depth in range(1, len(parts) + 1))
 
     def _touch(self, parts: Parts) -> Seen:
         seen = self.seen.get(parts)
         if seen is None:
+            if len(self.seen) >= self._limit:
+                self.doomed = True
+                raise ENOSPC
             snapshots = self._snapshots
             if not snapshots or not snapshots[-1].current:
                 snapshots.append(self._tree.snapshot())
@@ -148,37 +146,32 @@ class Transaction(View):
 
     def find(self, parts: Parts) -> Face | None:
         """The node as the transaction sees it; counts as an access, not as something the client was told."""
-        change, masked = self._change(parts)
-        if masked:
-            self.seen.setdefault(parts, None)
-        if change is not None and change.state:
-            return change if change.state == Change.WRITTEN else None
-        if masked:
-            return None
+        change = self._changes.get(parts)
+        if change is not None:
+            return change
         seen = self._touch(parts)
-        return seen if seen.node is not None else None
+        return seen if seen.node is not None and not self._is_hidden(parts) else None
 
     def told_value(self, parts: Parts) -> None:
         """The client was told the value."""
-        change, masked = self._change(parts)
-        if change is None or not change.state:
+        change = self._changes.get(parts)
+        if change is None:
             self._touch(parts).saw |= SAW_VALUE
-        elif not masked and not change.assigned:
+        elif not change.fresh and not change.assigned:
             seen = self._touch(parts)
             seen.saw |= SAW_ABSENT if seen.node is None else SAW_VALUE
 
     def told_acl(self, parts: Parts) -> None:
-        """The client was told the permission list.  (That of a written node is checked at commit anyway.)"""
-        change, masked = self._change(parts)
-        if change is None or not change.state:
+        """The client was told the permission list."""
+        change = self._changes.get(parts)
+        if change is None:
             self._touch(parts).saw |= SAW_ACL
-        elif not masked:
-            self._expected[parts] = change.acl
+        else:
+            change.asked = True
 
     def told_refusal(self, parts: Parts, who: Subject, wanted: int, error: str) -> None:
         """The client was told that it may not, or that there is nothing."""
-        change, masked = self._change(parts)
-        if masked or (change is not None and change.state):
+        if parts in self._changes or self._is_hidden(parts):
             return
         seen = self._touch(parts)
         if error == "ENOENT":
@@ -188,69 +181,57 @@ class Transaction(View):
 
     def children(self, parts: Parts) -> list[bytes]:
         """Names of the children of an existing node; the client is told them."""
-        change, masked = self._change(parts)
         names: list[bytes] = []
-        if not masked:
+        if not self._is_hidden(parts):
             seen = self._touch(parts)
             seen.saw |= SAW_ABSENT if seen.node is None else SAW_CHILDREN
-            names = list(seen.children())
-        if change is None:
-            return names
-        gone = {n for n, c in change.below.items() if c.state == Change.REMOVED or c.masked}
-        if gone:
-            names = [n for n in names if n not in gone]
+            names = seen.children()
+        if self._hidden:
+            names = [name for name in names if (*parts, name) not in self._hidden]
+        below = self._below.get(parts)
+        if below is None:
+            return list(names)
         there = set(names)
-        return names + [n for n, c in change.below.items() if c.state == Change.WRITTEN and n not in there]
+        return names + [name for name in below if name not in there]
 
     def generation(self, parts: Parts) -> int:
         """A number that changes when the node does, inside this transaction."""
-        change, masked = self._change(parts)
-        if masked or change is not None:
+        if parts in self._changes or parts in self._below or self._is_hidden(parts):
             return (1 << 62) + len(self.writes)
         return self._touch(parts).generation
 
     # ---- changing
 
-    def _make(self, parts: Parts, acl: Acl) -> Change:
-        change = self._root
-        for i, name in enumerate(parts):
-            below = change.below.get(name)
-            if below is None:
-                below = change.below[name] = Change()
-            elif below.state == Change.REMOVED and i + 1 == len(parts):
-                del change.below[name]  # created again: it comes last among its siblings
-                change.below[name] = below
-            change = below
-        change.state = Change.WRITTEN
-        change.acl = acl
+    def _make(self, parts: Parts, value: bytes, acl: Acl) -> Change:
+        change = self._changes[parts] = Change(value, acl, fresh=self._is_hidden(parts))
+        if parts:
+            self._below.setdefault(parts[:-1], {})[parts[-1]] = change
         return change
 
     def write(self, parts: Parts, value: bytes, who: Subject) -> list[Fired]:
         """Sets a value.  (The common case of `View.write`, for speed: a node that exists and was not removed.)"""
-        change, masked = self._change(parts)
-        if not masked:
-            if change is None or not change.state:
-                seen = self._touch(parts)
-                if seen.node is not None and (who.privileged or rights(seen.acl, who) & WRITE):
-                    return self.put(parts, value, who, seen.acl)
-            elif change.state == Change.WRITTEN and (who.privileged or rights(change.acl, who) & WRITE):
-                return self.put(parts, value, who, change.acl)
+        if parts not in self._changes and not self._hidden:
+            seen = self._touch(parts)
+            if seen.node is not None and (who.privileged or rights(seen.acl, who) & WRITE):
+                change = self._make(parts, value, seen.acl)
+                change.asked = change.assigned = True
+                self.writes.append(("write", parts, value, NEW))
+                return []
         return super().write(parts, value, who)
 
     def put(self, parts: Parts, value: bytes, who: Subject, before: Acl) -> list[Fired]:
         """Sets a value in the overlay."""
-        change = self._create(parts, who) if before is NEW else self._make(parts, before)
+        known = self._changes.get(parts) if before is not NEW else self._create(parts, who)
+        change = known or self._make(parts, value, before)
         change.value = value
-        change.assigned = True
-        self.writes.append(("write", parts, value, ()))
-        self._expected[parts] = change.acl
+        change.asked = change.assigned = True
+        self.writes.append(("write", parts, value, NEW))
         return []
 
     def make(self, parts: Parts, who: Subject) -> list[Fired]:
         """Creates a node in the overlay."""
-        change = self._create(parts, who)
-        self.writes.append(("mkdir", parts, b"", ()))
-        self._expected[parts] = change.acl
+        self._create(parts, who).asked = True
+        self.writes.append(("mkdir", parts, b"", NEW))
         return []
 
     def _create(self, parts: Parts, who: Subject) -> Change:
@@ -258,39 +239,34 @@ class Transaction(View):
         self.created = True
         for depth in range(1, len(parts)):
             if self.find(parts[:depth]) is None:
-                change = self._make(parts[:depth], acl)
-                change.value, change.assigned = b"", change.masked
-        change = self._make(parts, acl)
-        change.value, change.assigned = b"", change.masked
-        return change
+                self._make(parts[:depth], b"", acl)
+        return self._make(parts, b"", acl)
 
     def remove(self, parts: Parts) -> list[Fired]:
         """Hides a subtree."""
         self.find(parts[:-1])
-        change = self._make(parts, ())
-        change.state = Change.REMOVED
-        change.masked = True
-        change.below = {}
+        stack = [parts]
+        while stack:
+            gone = stack.pop()
+            self._changes.pop(gone, None)
+            stack += [(*gone, name) for name in self._below.pop(gone, ())]
+        self._below.get(parts[:-1], {}).pop(parts[-1], None)
+        self._hidden.add(parts)
         return self.remove_nothing(parts)
 
     def remove_nothing(self, parts: Parts) -> list[Fired]:
         """At commit there may be something."""
-        self.writes.append(("rm", parts, b"", ()))
-        depth = len(parts)
-        self._expected = {p: acl for p, acl in self._expected.items() if p[:depth] != parts}
+        self.writes.append(("rm", parts, b"", NEW))
         return []
 
     def set_acl(self, parts: Parts, acl: Acl) -> list[Fired]:
         """Replaces a permission list in the overlay."""
-        found = self.find(parts)
-        if found is None:
-            raise ENOENT
-        value, known = found.value, isinstance(found, Change)
-        change = self._make(parts, acl)
-        if not known:
-            change.value = value
+        change = self._changes.get(parts)
+        if change is None:
+            change = self._make(parts, self._touch(parts).value, acl)
+        change.acl = acl
+        change.asked = True
         self.writes.append(("perms", parts, b"", acl))
-        self._expected[parts] = acl
         return []
 
     # ---- the end
@@ -321,10 +297,11 @@ class Transaction(View):
             made: set[Node] = set()
             for write in self.writes:
                 self._do(write, who, fired, made)
-            for parts, acl in self._expected.items():
-                node = self._tree.find(parts)
-                if node is None or node.acl != acl:
-                    raise EAGAIN
+            for parts, change in self._changes.items():
+                if change.asked:
+                    node = self._tree.find(parts)
+                    if node is None or node.acl != change.acl:
+                        raise EAGAIN
         except StoreError:
             self._tree.rollback(before)
             raise EAGAIN from None
@@ -335,11 +312,11 @@ class Transaction(View):
 
     def _plain(self, who: Subject) -> list[Node] | None:
         """The nodes of all writes, in order, if nothing but values of existing nodes changes and nothing can go wrong."""
-        find, expected = self._tree.find, self._expected
+        find, changes = self._tree.find, self._changes
         nodes = []
         for kind, parts, _, _ in self.writes:
             node = find(parts) if kind == "write" else None
-            if node is None or node.acl != expected[parts] or not (who.privileged or rights(node.acl, who) & WRITE):
+            if node is None or node.acl != changes[parts].acl or not (who.privileged or rights(node.acl, who) & WRITE):
                 return None
             nodes.append(node)
         return nodes
@@ -355,7 +332,7 @@ class Transaction(View):
     def _holds(self, who: Subject) -> bool:
         tree = self._tree
         for seen in self.seen.values():
-            if seen is None or not seen.saw:
+            if not seen.saw:
                 continue
             node, saw = tree.find(seen.parts), seen.saw
             if saw & SAW_ABSENT and node is not None:
