@@ -34,7 +34,6 @@ AWAKE_TICKS: Final = 50
 """Empty ticks after which State goes to sleep until it is woken."""
 SLEEP: Final = 1.0
 """Longest sleep, in seconds: should a wake-up ever be missed."""
-ACCEPT_BATCH: Final = 64
 BACKLOG: Final = 256
 OWN_TRIES: Final = 2
 """Deaths by Logic's own fault after which the request at hand is answered with EIO."""
@@ -348,36 +347,32 @@ class Keeper:
     # ---- connections
 
     def _accept(self, listener: socket.socket) -> None:
-        for _ in range(ACCEPT_BATCH):
-            try:
-                fd = listener._accept()[0]  # type: ignore[attr-defined]  # the number is all that is wanted
-            except BlockingIOError:
-                break
-            except OSError as e:
-                if custody.is_exhaustion(e):
-                    self._pause(f"out of descriptors or memory ({e.strerror})")
-                    break
-                log.info("a connection was gone before it was accepted: %s", e)
-                continue
-            try:
-                self._connect(fd)
-            except BoxFull as e:
-                os.close(fd)
-                self._pause(str(e))
-                break
-        self._hand_over()
-
-    def _connect(self, fd: int) -> None:
+        """Takes one waiting client, once there is room for it; whoever else waits makes the listener readable again."""
         slot = self._free_slots[-1] if self._free_slots else self._used_slots
-        prepare_slot(self.box, slot, self._next_id)
+        try:
+            self.box.ensure_slot(slot)
+            fd = listener._accept()[0]  # type: ignore[attr-defined]  # the number is all that is wanted
+        except BlockingIOError:
+            return
+        except BoxFull as e:
+            self._pause(str(e))
+            return
+        except OSError as e:
+            if custody.is_exhaustion(e):
+                self._pause(f"out of descriptors or memory ({e.strerror})")
+            else:
+                log.info("a connection was gone before it was accepted: %s", e)
+            return
         if self._free_slots:
             self._free_slots.pop()
         else:
             self._used_slots += 1
         connection = Connection(self._next_id, slot, fd, PRIVILEGED, True, True)
         self._next_id += 1
-        self.store.connect(connection)
+        prepare_slot(self.box, slot, connection.id)
         self._handover_queue.append(connection)
+        self._hand_over()
+        self.store.connect(connection)
 
     def _pause(self, why: str) -> None:
         if self._accepting:
@@ -390,19 +385,11 @@ class Keeper:
 
     def _hand_over(self) -> None:
         queue = self._handover_queue
-        fd = self._handover.keeper_fd
         while queue:
-            connection = queue[0]
-            if connection.closed or self._handover.give(
-                connection.id, connection.slot, connection.fd, connection.domid
-            ):
-                queue.popleft()
-            else:
+            c = queue[0]
+            if not c.closed and not self._handover.give(c.id, c.slot, c.fd, c.domid):
                 break
-        try:
-            if queue:
-                self._epoll.register(fd, select.EPOLLOUT)
-            else:
-                self._epoll.unregister(fd)
-        except OSError:
-            pass  # it was registered, or was not, already
+            queue.popleft()
+        if bool(queue) != self._handover_blocked:
+            self._handover_blocked = bool(queue)
+            self._epoll.modify(self._handover.keeper_fd, select.EPOLLOUT if queue else 0)
