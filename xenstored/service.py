@@ -24,7 +24,7 @@ def set_up_logging(*, foreground: bool) -> None:
     text = "%(name)s: %(message)s"
     if foreground:
         handler = logging.StreamHandler(sys.stderr)
-        text = "%(asctime)s %(levelname)-7s %(processName)s[%(process)d] " + text
+        text = "%(asctime)s %(levelname)-7s [%(process)d] " + text
     elif os.path.exists("/dev/log"):
         handler = logging.handlers.SysLogHandler("/dev/log", logging.handlers.SysLogHandler.LOG_DAEMON)
         text = "xenstored[%(process)d]: " + text
