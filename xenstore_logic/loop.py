@@ -100,7 +100,7 @@ class Loop:
         """Continues for a Logic that died: finishes the last published record, then looks at every connection once."""
         for connection in self.core.store.items.connections:
             self.add(connection)
-        for output in last.outputs if last is not None else ():
+        for output in map(Output._make, last.outputs if last is not None else ()):
             to = self._channels.get(output.connection)
             if to is not None and last is not None:
                 to.repeat(output, last.head if output.connection == last.connection else None)

@@ -319,7 +319,7 @@ class Keeper:
                 concerned.update(connection.id for connection in self.store.items.connections)
                 break
             concerned.add(record.connection)
-            concerned.update(output.connection for output in record.outputs)
+            concerned.update(output[0] for output in record.outputs)
         for number in concerned:
             connection = self.store.items.connections.get(number)
             if connection is not None:

@@ -51,13 +51,14 @@ class Record(NamedTuple):
     generation: int
     """Generation of the tree afterwards."""
     outputs: tuple[Output, ...]
+    """A record read back has plain tuples here."""
 
 
 def decode(body: bytes) -> Record:
     """Reads a record back.  Raises `BadRecord` unless it has the form of one."""
     try:
-        fields = msgpack.unpackb(body, use_list=False)
-        connection, head, kind, arguments, outcome, generation, outputs = fields
+        record = Record._make(msgpack.unpackb(body, use_list=False))
+        connection, head, kind, arguments, outcome, generation, outputs = record
         if not (
             type(connection) is type(head) is type(kind) is type(generation) is int
             and type(arguments) is type(outputs) is tuple
@@ -65,21 +66,17 @@ def decode(body: bytes) -> Record:
             and 0 <= head <= M32
         ):
             raise BadRecord("a field has the wrong type")
-        return Record(connection, head, kind, arguments, outcome, generation, tuple(map(_output, outputs)))
+        for to, position, data, pending in outputs:
+            if not (
+                type(to) is type(position) is int
+                and type(data) is bytes
+                and type(pending) is bool
+                and 0 <= position <= M32
+            ):
+                raise BadRecord("an output has the wrong type")
     except (ValueError, TypeError, msgpack.UnpackException) as e:
         raise BadRecord(f"not a record: {e!r}") from None
-
-
-def _output(fields: Any) -> Output:
-    connection, position, data, pending = fields
-    if not (
-        type(connection) is type(position) is int
-        and type(data) is bytes
-        and type(pending) is bool
-        and 0 <= position <= M32
-    ):
-        raise BadRecord("an output has the wrong type")
-    return Output(connection, position, data, pending)
+    return record
 
 
 class Applier:
@@ -99,8 +96,11 @@ class Applier:
         by = connections.get(record.connection)
         if by is None:
             raise BadRecord(f"connection {record.connection} is not there")
-        for output in record.outputs:
-            self._check_output(output)
+        for to, position, data, pending in record.outputs:
+            if to not in connections:
+                raise BadRecord(f"output for connection {to}, which is not there")
+            if pending:
+                self._check_pending(connections.find(to), position, data)
         effect = EFFECTS.get(record.kind)
         if effect is None or tuple(map(type, record.arguments)) != effect.arguments:
             raise BadRecord(f"effect {record.kind} with {record.arguments!r:.200}")
@@ -115,18 +115,13 @@ class Applier:
             raise BadRecord(f"effect {record.kind} ends in {outcome or 'success'}, not {record.outcome or 'success'}")
         if record.generation != self.store.tree.generation:
             raise BadRecord(f"generation {record.generation}, {self.store.tree.generation} here")
-        for output in record.outputs:
-            if output.pending:
-                connections.find(output.connection).pending.append(output.position, output.data)
+        for to, position, data, pending in record.outputs:
+            if pending:
+                connections.find(to).pending.append(position, data)
         self.last = record
         return record, by if record.kind == CLOSE else None
 
-    def _check_output(self, output: Output) -> None:
-        to = self.store.items.connections.get(output.connection)
-        if to is None:
-            raise BadRecord(f"output for connection {output.connection}, which is not there")
-        if output.pending:
-            to.pending.trim(self._made(to))
-            end = to.pending.end
-            if end not in {None, output.position} or to.pending.size + len(output.data) > PENDING_MAX:
-                raise BadRecord(f"pending output for connection {output.connection} does not fit what is pending")
+    def _check_pending(self, to: Connection, position: int, data: bytes) -> None:
+        to.pending.trim(self._made(to))
+        if to.pending.end not in {None, position} or to.pending.size + len(data) > PENDING_MAX:
+            raise BadRecord(f"pending output for connection {to.id} does not fit what is pending")

@@ -1,0 +1,145 @@
+"""Items: tables that refuse what contradicts them, and output that waits."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recovery_box import items
+from recovery_box.items import M32, PENDING_MAX, Connection, ItemError, Items, PendingOutput, Table
+from tests.model.support import examples
+
+# ---- tables
+
+
+def test_an_item_is_found_until_it_is_deleted() -> None:
+    table: Table[int, str] = Table("thing", 4)
+    table.insert(1, "one")
+    assert 1 in table
+    assert (table.find(1), table.get(1), len(table), list(table)) == ("one", "one", 1, ["one"])
+    table.update(1, "uno")
+    assert table.find(1) == "uno"
+    assert table.delete(1) == "uno"
+    assert 1 not in table
+    assert (table.get(1), len(table), list(table)) == (None, 0, [])
+
+
+def test_what_contradicts_a_table_is_refused_and_changes_nothing() -> None:
+    table: Table[int, str] = Table("thing", 2)
+    table.insert(1, "one")
+    with pytest.raises(ItemError, match="thing 1 is there already"):
+        table.insert(1, "again")
+    for touch in (table.find, table.delete, lambda key: table.update(key, "x")):
+        with pytest.raises(ItemError, match="no thing 2"):
+            touch(2)
+    table.insert(2, "two")
+    with pytest.raises(ItemError, match="more than 2"):
+        table.insert(3, "three")
+    assert list(table) == ["one", "two"]
+    table.delete(1)
+    table.insert(3, "three")
+    assert list(table) == ["two", "three"]
+
+
+@examples(100)
+@given(st.lists(st.tuples(st.sampled_from(["insert", "update", "delete"]), st.integers(0, 4), st.integers())))
+def test_a_table_is_a_bounded_dictionary(steps: list[tuple[str, int, int]]) -> None:
+    table: Table[int, int] = Table("thing", 3)
+    model: dict[int, int] = {}
+    for what, key, value in steps:
+        fine = (key not in model and len(model) < 3) if what == "insert" else key in model
+        try:
+            if what == "delete":
+                assert table.delete(key) == model.pop(key, None)
+            else:
+                getattr(table, what)(key, value)
+                model[key] = value
+            assert fine
+        except ItemError:
+            assert not fine
+    assert list(table) == list(model.values())
+
+
+def test_there_is_a_bound_on_connections() -> None:
+    bounded = Items(max_connections=1)
+    bounded.connections.insert(1, Connection(1, 0, 5, 0, True, True))
+    with pytest.raises(ItemError):
+        bounded.connections.insert(2, Connection(2, 1, 6, 0, True, True))
+
+
+def test_two_connections_share_nothing_to_begin_with() -> None:
+    one, other = (Connection(n, n, n, 0, True, True) for n in (1, 2))
+    one.watches[b"/", b""] = 1
+    one.transactions[1] = 1
+    one.pending.append(0, b"x")
+    assert (other.watches, other.transactions, other.pending.size) == ({}, {}, 0)
+
+
+# ---- pending output
+
+
+@examples(200)
+@given(
+    st.one_of(st.just(0), st.integers(M32 - 40, M32), st.integers(0, M32)),
+    st.lists(st.one_of(st.binary(min_size=1, max_size=20), st.integers(0, 30)), max_size=30),
+)
+def test_pending_output_is_the_end_of_a_stream(start: int, steps: list[bytes | int]) -> None:
+    """Against the whole stream as one string: `append` makes it longer, `trim` says how much has moved on."""
+    pending = PendingOutput()
+    stream, moved = b"", 0
+    for step in steps:
+        if isinstance(step, bytes):
+            if not pending.chunks:
+                moved = len(stream)  # everything before went straight into the region
+            pending.append((start + len(stream)) & M32, step)
+            stream += step
+        else:
+            moved = max(moved, min(moved + step, len(stream)))
+            pending.trim((start + moved) & M32)
+        left = stream[moved:]
+        assert b"".join(data for _, data in pending.chunks) == left
+        assert pending.size == len(left)
+        assert pending.end == ((start + len(stream)) & M32 if left else None)
+        position = start + moved
+        for at, data in pending.chunks:
+            assert at == position & M32
+            position += len(data)
+
+
+def test_trimming_twice_or_to_an_older_position_changes_nothing() -> None:
+    pending = PendingOutput()
+    pending.append(100, b"abcdef")
+    for made in (100, 60, 0):
+        pending.trim(made)
+        assert list(pending.chunks) == [(100, b"abcdef")]
+    for _ in range(2):
+        pending.trim(103)
+        assert list(pending.chunks) == [(103, b"def")]
+        assert pending.size == 3
+
+
+def test_trimming_beyond_the_end_leaves_nothing() -> None:
+    pending = PendingOutput()
+    pending.append(M32 - 1, b"abcd")
+    pending.trim(10)
+    assert (list(pending.chunks), pending.size, pending.end) == ([], 0, None)
+
+
+@pytest.mark.parametrize("position", [99, 101, 105, 107, 0])
+def test_output_out_of_order_is_refused(position: int) -> None:
+    pending = PendingOutput()
+    pending.append(100, b"abcdef")
+    with pytest.raises(ItemError, match="does not follow"):
+        pending.append(position, b"x")
+    assert pending.size == 6
+
+
+def test_pending_output_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert PENDING_MAX >= 1 << 20
+    monkeypatch.setattr(items, "PENDING_MAX", 10)
+    pending = PendingOutput()
+    pending.append(0, b"x" * 10)
+    with pytest.raises(ItemError, match="too much"):
+        pending.append(10, b"y")
+    pending.trim(4)
+    pending.append(10, b"y" * 4)
+    assert pending.size == 10
