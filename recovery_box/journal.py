@@ -63,24 +63,12 @@ class Producer:
         """Bytes published and not yet consumed."""
         return self._head - self._words[W_TAIL]
 
-    def append(self, body: bytes) -> None:
+    def append(self, body: bytes, kind: int = _WHOLE) -> None:
         """Publishes one record.  Waits while the ring is full.  Raises `RecordTooLarge`."""
         n = len(body)
         if n > SEGMENT_MAX:
-            self._append_segments(body)
-        else:
-            self._append(body, n, n)
-
-    def _append_segments(self, body: bytes) -> None:
-        if len(body) > RECORD_MAX:
-            raise RecordTooLarge(f"a record of {len(body)} bytes")
-        last = (len(body) - 1) // SEGMENT_MAX
-        for i in range(last + 1):
-            part = body[i * SEGMENT_MAX : (i + 1) * SEGMENT_MAX]
-            self._append(part, len(part), len(part) | (_LAST_SEGMENT if i == last else _SEGMENT))
-
-    def _append(self, body: bytes, n: int, kind_and_length: int) -> None:
-        end = n + 16
+            self._append_segments(body, n)
+            return
         size = (n + 23) & ~7
         head = self._head
         at = head & _MASK
@@ -91,9 +79,17 @@ class Producer:
             self._wait(size)
         sequence = self._sequence = self._sequence + 1
         at += PAGE
-        check = crc32(body, (sequence ^ kind_and_length) & _M32)
-        self._memory[at : at + end] = _ENTRY.pack(kind_and_length, check, sequence) + body
+        kind |= n
+        check = crc32(body, (sequence ^ kind) & _M32)
+        self._memory[at : at + n + 16] = _ENTRY.pack(kind, check, sequence) + body
         self._words[W_HEAD] = self._head = head + size
+
+    def _append_segments(self, body: bytes, n: int) -> None:
+        if n > RECORD_MAX:
+            raise RecordTooLarge(f"a record of {n} bytes")
+        for start in range(0, n, SEGMENT_MAX):
+            last = start + SEGMENT_MAX >= n
+            self.append(body[start : start + SEGMENT_MAX], _LAST_SEGMENT if last else _SEGMENT)
 
     def _fill(self, head: int, left: int) -> None:
         if head + left - self._tail > JOURNAL_SIZE:
@@ -168,12 +164,13 @@ class Consumer:
             self._release(tail + size)
 
     def _stage(self, kind: int, body: bytes) -> bytes | None:
+        if kind not in {_SEGMENT, _LAST_SEGMENT}:
+            raise JournalCorrupt(f"an entry of unknown kind {kind:#x}")
+        # All but the last segment are full, so there cannot be more of them than the largest record has.
+        if (kind == _SEGMENT and len(body) != SEGMENT_MAX) or len(self._staged) >= RECORD_MAX // SEGMENT_MAX:
+            raise JournalCorrupt("a segment that no record has")
         self._staged.append(body)
-        if sum(map(len, self._staged)) > RECORD_MAX:
-            raise JournalCorrupt("a staged record is too large")
-        if kind != _LAST_SEGMENT:
-            return None
-        return b"".join(self._take_staged())
+        return b"".join(self._take_staged()) if kind == _LAST_SEGMENT else None
 
     def _take_staged(self) -> list[bytes]:
         staged, self._staged = self._staged, []

@@ -19,7 +19,7 @@ from protocol.wire import HEADER, PAYLOAD_MAX, watch_event
 from recovery_box.items import Connection
 from xenstore_logic.trace import Trace
 from xenstore_state.access import Acl, allows
-from xenstore_state.effects import DIRECTORY, EFFECTS, IN_TRANSACTION, names_of
+from xenstore_state.effects import DIRECTORY, IN_TRANSACTION, PERFORM, names_of
 from xenstore_state.quotas import exceeds
 from xenstore_state.store import Store
 from xenstore_state.tree import Node
@@ -92,12 +92,12 @@ class Core:
         """Reads.  Outside transactions nothing depends on it; inside one, what was read is part of it."""
         if tx_id:
             return self.perform(kind, by, tx_id, path)
-        return EFFECTS[kind].perform(self.store, by, 0, path)
+        return PERFORM[kind](self.store, by, 0, path)
 
     def perform(self, kind: int, by: Connection, *arguments: Any) -> Any:
         """Performs an effect.  Inside a transaction a refusal is an effect too: the client was told of it."""
         try:
-            result = EFFECTS[kind].perform(self.store, by, *arguments)
+            result = PERFORM[kind](self.store, by, *arguments)
         except StoreError as e:
             if kind in IN_TRANSACTION and arguments[0]:
                 self.effect = (kind, arguments, e.name)

@@ -60,7 +60,9 @@ def get_perms(core: Core, by: Connection, tx_id: int, payload: bytes) -> bytes:
 def write(core: Core, by: Connection, tx_id: int, payload: bytes) -> bytes:
     """WRITE: one event on the path, whatever was created on the way and even if the value is the same."""
     written, value = string_and_rest(payload)
-    core.fire(core.perform(effects.WRITE, by, tx_id, core.path(by, written), value))
+    fired = core.perform(effects.WRITE, by, tx_id, core.path(by, written), value)
+    if fired:
+        core.fire(fired)
     return ACK
 
 

@@ -55,7 +55,7 @@ def read(store: Store, by: Connection, tx_id: int, path: bytes) -> bytes:
     """READ."""
     if path[:1] == b"@":
         raise EINVAL
-    view = _view(store, by, tx_id) if tx_id else store.live
+    view: View = by.transactions[tx_id] if tx_id else store.live
     return view.read(names_of(path), by.subject)
 
 
@@ -74,10 +74,11 @@ def write(store: Store, by: Connection, tx_id: int, path: bytes, value: bytes) -
     """WRITE."""
     if path[:1] == b"@":
         raise EINVAL
-    view, parts = _view(store, by, tx_id) if tx_id else store.live, names_of(path)
+    view, parts = by.transactions[tx_id] if tx_id else store.live, names_of(path)
     if by.subject.quotas is not None:
         _within(store, by, view, parts, value)
-    return view.write(parts, value, by.subject)
+    fired: list[Fired] = view.write(parts, value, by.subject)
+    return fired
 
 
 def mkdir(store: Store, by: Connection, tx_id: int, path: bytes) -> list[Fired]:
@@ -203,6 +204,9 @@ EFFECTS: Final = {
     SET_FEATURE: Effect((int, int), set_feature),
     SETTING: Effect((str, str), setting),
 }
+
+PERFORM: Final = {kind: effect.perform for kind, effect in EFFECTS.items()}
+"""The functions alone."""
 
 IN_TRANSACTION: Final = frozenset({READ, DIRECTORY, GET_PERMS, WRITE, MKDIR, RM, SET_PERMS, COMMIT})
 """Effects whose first argument is a transaction id; with one, even a refusal changes something."""

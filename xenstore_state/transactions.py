@@ -93,7 +93,9 @@ class Transaction(View):
         "_below",
         "_changes",
         "_hidden",
+        "_indexed",
         "_limit",
+        "_made",
         "_refused",
         "_snapshots",
         "_tree",
@@ -113,7 +115,10 @@ class Transaction(View):
         """Nodes by first access."""
         self._changes: dict[Parts, Change] = {}
         self._below: dict[Parts, dict[bytes, Change]] = {}
-        """The same changes by parent and name, in order of creation."""
+        """The same changes by parent and name, in order of creation, as far as `_indexed` says."""
+        self._made: list[Parts] = []
+        """Where changes were made, in order."""
+        self._indexed = 0
         self._hidden: set[Parts] = set()
         """Roots of live subtrees that the transaction removed."""
         self.writes: list[Write] = []
@@ -188,7 +193,7 @@ class Transaction(View):
             names = seen.children()
         if self._hidden:
             names = [name for name in names if (*parts, name) not in self._hidden]
-        below = self._below.get(parts)
+        below = self._index().get(parts)
         if below is None:
             return list(names)
         there = set(names)
@@ -196,7 +201,7 @@ class Transaction(View):
 
     def generation(self, parts: Parts) -> int:
         """A number that changes when the node does, inside this transaction."""
-        if parts in self._changes or parts in self._below or self._is_hidden(parts):
+        if parts in self._changes or parts in self._index() or self._is_hidden(parts):
             return (1 << 62) + len(self.writes)
         return self._touch(parts).generation
 
@@ -204,17 +209,26 @@ class Transaction(View):
 
     def _make(self, parts: Parts, value: bytes, acl: Acl) -> Change:
         change = self._changes[parts] = Change(value, acl, fresh=self._is_hidden(parts))
-        if parts:
-            self._below.setdefault(parts[:-1], {})[parts[-1]] = change
+        self._made.append(parts)
         return change
+
+    def _index(self) -> dict[Parts, dict[bytes, Change]]:
+        """`_below`, brought up to date."""
+        made, below = self._made, self._below
+        for parts in made[self._indexed :]:
+            if parts and parts in self._changes:
+                below.setdefault(parts[:-1], {})[parts[-1]] = self._changes[parts]
+        self._indexed = len(made)
+        return below
 
     def write(self, parts: Parts, value: bytes, who: Subject) -> list[Fired]:
         """Sets a value.  (The common case of `View.write`, for speed: a node that exists and was not removed.)"""
         if parts not in self._changes and not self._hidden:
-            seen = self._touch(parts)
+            seen = self.seen.get(parts) or self._touch(parts)
             if seen.node is not None and (who.privileged or rights(seen.acl, who) & WRITE):
-                change = self._make(parts, value, seen.acl)
+                change = self._changes[parts] = Change(value, seen.acl, fresh=False)
                 change.asked = change.assigned = True
+                self._made.append(parts)
                 self.writes.append(("write", parts, value, NEW))
                 return []
         return super().write(parts, value, who)
@@ -245,12 +259,12 @@ class Transaction(View):
     def remove(self, parts: Parts) -> list[Fired]:
         """Hides a subtree."""
         self.find(parts[:-1])
-        stack = [parts]
+        below, stack = self._index(), [parts]
         while stack:
             gone = stack.pop()
             self._changes.pop(gone, None)
-            stack += [(*gone, name) for name in self._below.pop(gone, ())]
-        self._below.get(parts[:-1], {}).pop(parts[-1], None)
+            stack += [(*gone, name) for name in below.pop(gone, ())]
+        below.get(parts[:-1], {}).pop(parts[-1], None)
         self._hidden.add(parts)
         return self.remove_nothing(parts)
 
