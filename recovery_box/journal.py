@@ -2,7 +2,8 @@
 
 Theory of operation.  A record is a 16-byte entry header and a body, padded to 8 bytes, contiguous.  The producer writes
 both behind the head, where nobody looks, and then stores the new head: one aligned word, so at any instruction a record
-is there completely or not at all.  Head and tail run freely; at the end of the ring a filler covers what is too short.
+is there completely or not at all.  Head and tail run freely; at the end of the ring a filler
+(an entry without a number of its own) covers what is too short.
 
     | length and kind (u32) | crc32 (u32) | sequence number (u64) | body ... | padding |
 
@@ -96,7 +97,8 @@ class Producer:
             self._wait(left)
         if left >= _ENTRY.size:
             at = PAGE + (head & _MASK)
-            self._memory[at : at + _ENTRY.size] = _ENTRY.pack(_FILLER, 0, 0)
+            check = crc32(b"", (self._sequence ^ _FILLER) & _M32)
+            self._memory[at : at + _ENTRY.size] = _ENTRY.pack(_FILLER, check, self._sequence)
         self._words[W_HEAD] = self._head = head + left
 
     def _wait(self, size: int) -> None:
@@ -145,7 +147,9 @@ class Consumer:
                 continue
             kind_and_length, check, sequence = _ENTRY.unpack_from(memory, PAGE + at)
             kind, n = kind_and_length & _KIND, kind_and_length & _LENGTH
-            if kind == _FILLER:
+            if kind_and_length == _FILLER:
+                if sequence != self.sequence or crc32(b"", (sequence ^ _FILLER) & _M32) != check:
+                    raise JournalCorrupt("a filler that is none")
                 self._release(tail + left)
                 continue
             size = (_ENTRY.size + n + 7) & ~7
@@ -157,6 +161,8 @@ class Consumer:
             body = memory[start : start + n]
             if crc32(body, (sequence ^ kind_and_length) & _M32) != check:
                 raise JournalCorrupt(f"checksum of record {sequence}")
+            if kind == _WHOLE and self._staged:
+                raise JournalCorrupt("a record among the segments of another")
             self.sequence = sequence
             whole = body if kind == _WHOLE else self._stage(kind, body)
             if whole is not None:
