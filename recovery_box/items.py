@@ -140,10 +140,19 @@ class Connection:
 
 
 class Items:
-    """All items of a box."""
+    """All items of a box, by kind.
 
-    __slots__ = ("connections", "settings")
+    Input received and not consumed is an item too, but needs no table: it stands in the lane's region.
+    """
 
-    def __init__(self, max_connections: int = 1 << 20) -> None:
-        self.connections: Table[int, Connection] = Table("connection", max_connections)
+    __slots__ = ("accounts", "connections", "settings", "transactions", "watches")
+
+    def __init__(self) -> None:
+        self.connections: Table[int, Connection] = Table("connection", 1 << 20)
+        self.watches: Table[tuple[int, bytes, bytes], Any] = Table("watch", 1 << 24)
+        """By connection id, path and token; each connection's own stand in `Connection.watches` too."""
+        self.transactions: Table[tuple[int, int], Any] = Table("transaction", 1 << 20)
+        """By connection id and transaction id; see `Connection.transactions`."""
+        self.accounts: Table[int, Any] = Table("quota account", 1 << 16)
+        """By domid: what a domain may use, and the most it did."""
         self.settings: Table[str, int | str] = Table("setting", 1024)

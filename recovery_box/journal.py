@@ -186,33 +186,39 @@ class Consumer:
         self._tail = tail
         self._words[W_TAIL] = tail
 
-    def discard(self) -> list[bytes]:
+    def discard(self) -> tuple[list[bytes], bool]:
         """Gives up everything that was published and not consumed, for good: the producer is dead.
 
-        Returns the bodies that can still be read, for whoever must know whom they concerned.
+        Returns the bodies that can still be read, for whoever must know whom they concerned, and whether these are all.
         """
         words, memory, tail = self._words, self._memory, self._tail
         head = words[W_HEAD]
-        if head & 7 or not 0 <= head - tail <= JOURNAL_SIZE:
-            words[W_HEAD] = head = tail
         self._take_staged()
+        if head & 7 or not 0 <= head - tail <= JOURNAL_SIZE:
+            words[W_HEAD] = tail
+            self._release(tail)
+            return [], False
         bodies = []
-        while head - tail >= _ENTRY.size:
+        while tail < head:
             at = tail & _MASK
-            kind_and_length, check, sequence = (
-                _ENTRY.unpack_from(memory, PAGE + at) if at + 16 <= JOURNAL_SIZE else (0,) * 3
-            )
-            n = kind_and_length & _LENGTH
-            if kind_and_length & _KIND == _FILLER or at + 16 > JOURNAL_SIZE:
-                tail += JOURNAL_SIZE - at
+            left = JOURNAL_SIZE - at
+            if left < _ENTRY.size:
+                tail += left
                 continue
-            body = memory[PAGE + at + 16 : PAGE + at + 16 + n]
-            if at + 16 + n > JOURNAL_SIZE or crc32(body, (sequence ^ kind_and_length) & _M32) != check:
+            kind_and_length, check, sequence = _ENTRY.unpack_from(memory, PAGE + at)
+            n = kind_and_length & _LENGTH
+            body = memory[PAGE + at + _ENTRY.size : PAGE + at + _ENTRY.size + n]
+            if n + _ENTRY.size > left or crc32(body, (sequence ^ kind_and_length) & _M32) != check:
+                break
+            if kind_and_length == _FILLER:
+                tail += left
+                continue
+            if kind_and_length & _KIND != _WHOLE:
                 break
             bodies.append(body)
             tail += (_ENTRY.size + n + 7) & ~7
         self._release(head)
-        return bodies
+        return bodies, tail == head
 
     def drop_staged(self) -> None:
         """Forgets segments whose last one never came: the producer is dead."""

@@ -99,7 +99,7 @@ def _memreport(core: "Core", by: Connection, arguments: list[str]) -> str:
     store = core.store
     report = (
         f"nodes {store.tree.size}, watches {store.watches.count}, connections {len(store.items.connections)}, "
-        f"transactions {sum(len(c.transactions) for c in store.items.connections)}, "
+        f"transactions {len(store.items.transactions)}, "
         f"pending output {sum(c.pending.size for c in store.items.connections)} bytes"
     )
     if not arguments:
@@ -196,9 +196,9 @@ def _usage(core: "Core", domid: int) -> str:
 
 def _peaks(core: "Core") -> str:
     peaks = core.store.domains.peaks
-    for domid in core.store.domains.known:
-        if domid:  # of domains that quotas bind
-            for name, amount in _used(core, domid).items():
+    for domain in core.store.domains.known:
+        if domain.domid:  # of domains that quotas bind
+            for name, amount in _used(core, domain.domid).items():
                 peaks[name] = max(peaks.get(name, 0), amount)
     return "Max. seen accounting values:\n" + "".join(f"{n:<17}: {peaks.get(n, 0):8}\n" for n in quotas.QUOTAS)
 

@@ -5,7 +5,8 @@ Without a hypervisor only domain 0 exists, introduced from the beginning.  Knows
 
 from typing import Final
 
-from protocol.ops import DOMID_ANY, DOMID_FIRST_RESERVED, SOCKET_FEATURES
+from protocol.ops import DOMID_ANY, SOCKET_FEATURES
+from recovery_box.items import Table
 from xenstore_state import quotas
 
 PRIVILEGED: Final = 0
@@ -29,16 +30,17 @@ class Domain:
 class Domains:
     """All known domains, and the global quotas, which new ones copy."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Table[int, Domain]) -> None:
         self.quotas = quotas.defaults()
-        self.known: dict[int, Domain] = {}
+        self.known = known
         self.peaks: dict[str, int] = {}
         """Highest amounts seen (CONTROL quota max)."""
         self.add(PRIVILEGED)
 
     def add(self, domid: int, *, introduced: bool = True) -> Domain:
-        """Makes a domain known."""
-        domain = self.known[domid] = Domain(domid, self.quotas, introduced=introduced)
+        """Makes a domain known.  Raises `ItemError` if it is."""
+        domain = Domain(domid, self.quotas, introduced=introduced)
+        self.known.insert(domid, domain)
         return domain
 
     def exists(self, domid: int) -> bool:
@@ -49,8 +51,3 @@ class Domains:
         """The domain if it is introduced."""
         domain = self.known.get(domid)
         return domain if domain is not None and domain.introduced else None
-
-
-def is_ordinary(domid: int) -> bool:
-    """Whether the number can be a domain's at all."""
-    return 0 <= domid < DOMID_FIRST_RESERVED

@@ -18,7 +18,6 @@ from recovery_box.items import Connection
 from xenstore_state import quotas
 from xenstore_state.access import Acl
 from xenstore_state.store import Store
-from xenstore_state.transactions import Transaction
 from xenstore_state.views import SPECIAL, Fired, Parts, View
 
 READ: Final = 1
@@ -55,18 +54,17 @@ def read(store: Store, by: Connection, tx_id: int, path: bytes) -> bytes:
     """READ."""
     if path[:1] == b"@":
         raise EINVAL
-    view: View = by.transactions[tx_id] if tx_id else store.live
-    return view.read(names_of(path), by.subject)
+    return store.view(by, tx_id).read(names_of(path), by.subject)
 
 
 def directory(store: Store, by: Connection, tx_id: int, path: bytes) -> list[bytes]:
     """DIRECTORY and DIRECTORY_PART."""
-    return _view(store, by, tx_id).directory(_node(path), by.subject)
+    return store.view(by, tx_id).directory(_node(path), by.subject)
 
 
 def get_perms(store: Store, by: Connection, tx_id: int, path: bytes) -> Acl:
     """GET_PERMS, of special nodes too (those are never isolated)."""
-    view = store.live if path[:1] == b"@" else _view(store, by, tx_id)
+    view = store.live if path[:1] == b"@" else store.view(by, tx_id)
     return view.get_perms(names_of(path), by.subject)
 
 
@@ -74,16 +72,15 @@ def write(store: Store, by: Connection, tx_id: int, path: bytes, value: bytes) -
     """WRITE."""
     if path[:1] == b"@":
         raise EINVAL
-    view, parts = by.transactions[tx_id] if tx_id else store.live, names_of(path)
+    view, parts = store.view(by, tx_id), names_of(path)
     if by.subject.quotas is not None:
         _within(store, by, view, parts, value)
-    fired: list[Fired] = view.write(parts, value, by.subject)
-    return fired
+    return view.write(parts, value, by.subject)
 
 
 def mkdir(store: Store, by: Connection, tx_id: int, path: bytes) -> list[Fired]:
     """MKDIR."""
-    view, parts = _view(store, by, tx_id), _node(path)
+    view, parts = store.view(by, tx_id), _node(path)
     if by.subject.quotas is not None:
         _within(store, by, view, parts, b"")
     return view.mkdir(parts, by.subject)
@@ -94,14 +91,14 @@ def rm(store: Store, by: Connection, tx_id: int, path: bytes) -> list[Fired]:
     parts = _node(path)
     if not parts:
         raise EINVAL
-    return _view(store, by, tx_id).rm(parts, by.subject)
+    return store.view(by, tx_id).rm(parts, by.subject)
 
 
 def set_perms(store: Store, by: Connection, tx_id: int, path: bytes, acl: tuple[tuple[int, int], ...]) -> list[Fired]:
     """SET_PERMS, of special nodes too."""
     if not acl or not all(len(e) == 2 and type(e[0]) is type(e[1]) is int and 0 <= e[0] <= 3 for e in acl):
         raise EINVAL
-    view = store.live if path[:1] == b"@" else _view(store, by, tx_id)
+    view = store.live if path[:1] == b"@" else store.view(by, tx_id)
     return view.set_perms(names_of(path), store.checked_acl(acl), by.subject)
 
 
@@ -112,15 +109,12 @@ def start(store: Store, by: Connection, tx_id: int) -> None:
 
 def abort(store: Store, by: Connection, tx_id: int) -> None:
     """TRANSACTION_END F."""
-    _transaction(by, tx_id).close()
-    del by.transactions[tx_id]
+    store.end(by, tx_id).close()
 
 
 def commit(store: Store, by: Connection, tx_id: int) -> list[Fired]:
     """TRANSACTION_END T.  The transaction is over, whatever comes of it."""
-    transaction = _transaction(by, tx_id)
-    del by.transactions[tx_id]
-    return transaction.commit(by.subject)
+    return store.end(by, tx_id).commit(by.subject)
 
 
 def watch(store: Store, by: Connection, path: bytes, token: bytes, depth: int, strip: int) -> None:
@@ -208,6 +202,8 @@ EFFECTS: Final = {
 PERFORM: Final = {kind: effect.perform for kind, effect in EFFECTS.items()}
 """The functions alone."""
 
+CHANGES_TREE: Final = frozenset({WRITE, MKDIR, RM, SET_PERMS})
+"""Effects that change the tree at once when their transaction id is 0."""
 IN_TRANSACTION: Final = frozenset({READ, DIRECTORY, GET_PERMS, WRITE, MKDIR, RM, SET_PERMS, COMMIT})
 """Effects whose first argument is a transaction id; with one, even a refusal changes something."""
 
@@ -216,19 +212,6 @@ def _node(path: bytes) -> Parts:
     if path[:1] == b"@":
         raise EINVAL
     return names_of(path)
-
-
-def _transaction(by: Connection, tx_id: int) -> Transaction:
-    transaction: Transaction | None = by.transactions.get(tx_id)
-    if transaction is None:
-        raise ENOENT
-    return transaction
-
-
-def _view(store: Store, by: Connection, tx_id: int) -> View:
-    if not tx_id:
-        return store.live
-    return _transaction(by, tx_id)
 
 
 def _within(store: Store, by: Connection, view: View, parts: Parts, value: bytes) -> None:

@@ -42,6 +42,7 @@ KILL_TRIES: Final = 5
 STOP_SECONDS: Final = 2.0
 """How long Logic may take for an orderly end."""
 BACKOFF_MAX: Final = 1.0
+_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class Keeper:
         self._signals_read.setblocking(False)
         self._signals_write.setblocking(False)
         signal.set_wakeup_fd(self._signals_write.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in _SIGNALS:
             signal.signal(number, lambda *_: None)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
@@ -202,9 +203,12 @@ class Keeper:
             self._bell,
         )
         self._started = time.monotonic()
+        # A signal for the new Logic must not reach the handlers it still shares with State.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         self._logic_pid = os.fork()
         if not self._logic_pid:
             self._be_logic(inheritance)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         self._handover.in_keeper()
         self._handover_blocked = False
         self._epoll.register(self._handover.keeper_fd, 0)
@@ -216,8 +220,9 @@ class Keeper:
         status = 1
         try:
             signal.set_wakeup_fd(-1)
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            for number in _SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             self._epoll.close()
             for listener in self._listeners.values():
                 listener.close()
@@ -310,21 +315,26 @@ class Keeper:
         if self._logic_pid:
             self._signal_logic(signal.SIGKILL)
             os.waitid(os.P_PIDFD, self._logic_fd, os.WEXITED | os.WNOWAIT)
-        concerned: set[int] = set()
-        for body in self._consumer.discard():
-            try:
-                record = decode(body)
-            except BadRecord:
-                # Nobody can tell whom it concerned, and no client may go on believing what was lost.
-                concerned.update(connection.id for connection in self.store.items.connections)
-                break
-            concerned.add(record.connection)
-            concerned.update(output[0] for output in record.outputs)
-        for number in concerned:
+        for number in self._concerned():
             connection = self.store.items.connections.get(number)
             if connection is not None:
                 log.error("connection %d is closed: its output was part of that", number)
                 self._hang_up(connection)
+
+    def _concerned(self) -> set[int]:
+        """Discards what is in the journal; the connections whose requests or output that carried."""
+        bodies, complete = self._consumer.discard()
+        concerned: set[int] = set()
+        try:
+            for record in map(decode, bodies):
+                concerned.add(record.connection)
+                concerned.update(output[0] for output in record.outputs)
+        except BadRecord:
+            complete = False
+        if complete:
+            return concerned
+        # Nobody can tell whom all of it concerned, and no client may go on believing what was lost.
+        return {connection.id for connection in self.store.items.connections}
 
     def _hang_up(self, connection: Connection) -> None:
         try:

@@ -12,7 +12,7 @@ import msgpack
 
 from protocol.errors import StoreError
 from recovery_box.items import M32, PENDING_MAX, Connection, ItemError
-from xenstore_state.effects import CLOSE, EFFECTS
+from xenstore_state.effects import CHANGES_TREE, CLOSE, COMMIT, EFFECTS, IN_TRANSACTION, WRITE, Effect, names_of
 from xenstore_state.store import Store
 
 _pack: Final = msgpack.Packer(autoreset=True).pack
@@ -104,6 +104,48 @@ class Applier:
         effect = EFFECTS.get(record.kind)
         if effect is None or tuple(map(type, record.arguments)) != effect.arguments:
             raise BadRecord(f"effect {record.kind} with {record.arguments!r:.200}")
+        self._perform(record, by, effect)
+        for to, position, data, pending in record.outputs:
+            if pending:
+                connections.find(to).pending.append(position, data)
+        self.last = record
+        return record, by if record.kind == CLOSE else None
+
+    def _perform(self, record: Record, by: Connection, effect: Effect) -> None:
+        """Performs the effect; if outcome or generation are not the record's, the tree is as it was before.
+
+        (What else the effect did, to watches or transactions, is the acting connection's own, which is closed then.)
+        """
+        tree = self.store.tree
+        if record.kind == WRITE and record.generation == tree.generation + 1 and self._sets_a_value(record):
+            self._perform_as_recorded(record, by, effect)  # nothing to undo: it happens as recorded or not at all
+            return
+        in_transaction = record.kind in IN_TRANSACTION and record.arguments[0]
+        if record.outcome and not in_transaction:
+            raise BadRecord(f"effect {record.kind} cannot fail")
+        if record.kind == COMMIT or (record.kind in CHANGES_TREE and not in_transaction):
+            before = tree.snapshot()
+            try:
+                self._perform_as_recorded(record, by, effect)
+            except BadRecord:
+                tree.rollback(before)
+                raise
+            finally:
+                before.close()
+        elif record.generation != tree.generation:
+            raise BadRecord(f"generation {record.generation}, {tree.generation} here")
+        else:
+            self._perform_as_recorded(record, by, effect)
+
+    def _sets_a_value(self, record: Record) -> bool:
+        """Whether a WRITE is one of an existing node outside transactions."""
+        tx_id, path, _ = record.arguments
+        try:
+            return not tx_id and not record.outcome and self.store.tree.find(names_of(path)) is not None
+        except StoreError as e:
+            raise BadRecord(f"path {path!r:.200}: {e}") from None
+
+    def _perform_as_recorded(self, record: Record, by: Connection, effect: Effect) -> None:
         outcome = ""
         try:
             effect.perform(self.store, by, *record.arguments)
@@ -115,11 +157,6 @@ class Applier:
             raise BadRecord(f"effect {record.kind} ends in {outcome or 'success'}, not {record.outcome or 'success'}")
         if record.generation != self.store.tree.generation:
             raise BadRecord(f"generation {record.generation}, {self.store.tree.generation} here")
-        for to, position, data, pending in record.outputs:
-            if pending:
-                connections.find(to).pending.append(position, data)
-        self.last = record
-        return record, by if record.kind == CLOSE else None
 
     def _check_pending(self, to: Connection, position: int, data: bytes) -> None:
         to.pending.trim(self._made(to))

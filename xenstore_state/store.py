@@ -38,8 +38,8 @@ class Store:
         self.tree = Tree(acl)
         self.live = Live(self.tree)
         self.watches = WatchTrie()
-        self.domains = Domains()
         self.items = Items()
+        self.domains = Domains(self.items.accounts)
         self._watch_sequence = 0
         tool = self.tree.add_child(self.tree.root, b"tool", b"", acl, 1)
         self.tree.add_child(tool, b"xenstored", b"", acl, 2)
@@ -68,12 +68,10 @@ class Store:
 
     def reset(self, connection: Connection) -> None:
         """Forgets watches and transactions of a connection (RESET_WATCHES)."""
-        for watch in connection.watches.values():
-            self.watches.remove(watch)
-        connection.watches.clear()
-        for transaction in connection.transactions.values():
-            transaction.close()
-        connection.transactions.clear()
+        for path, token in list(connection.watches):
+            self.unwatch(connection, path, token)
+        for tx_id in list(connection.transactions):
+            self.end(connection, tx_id).close()
 
     # ---- watches
 
@@ -90,6 +88,7 @@ class Store:
             raise ENOSPC
         self._watch_sequence += 1
         watch = Watch(connection, path, token, depth, strip, self._watch_sequence)
+        self.items.watches.insert((connection.id, path, token), watch)
         connection.watches[key] = watch
         self.watches.add(watch)
         return watch
@@ -99,6 +98,7 @@ class Store:
         watch = connection.watches.pop((path, token), None)
         if watch is None:
             raise ENOENT
+        self.items.watches.delete((connection.id, path, token))
         self.watches.remove(watch)
 
     # ---- transactions
@@ -122,7 +122,16 @@ class Store:
         connection.last_tx_id = tx_id
         nodes = quotas["transaction-nodes"] - 1 if quotas is not None else TRANSACTION_NODES_MAX
         transaction = Transaction(tx_id, self.tree, nodes if nodes >= 0 else TRANSACTION_NODES_MAX)
+        self.items.transactions.insert((connection.id, tx_id), transaction)
         connection.transactions[tx_id] = transaction
+        return transaction
+
+    def end(self, connection: Connection, tx_id: int) -> Transaction:
+        """Forgets an open transaction and returns it, to be committed or closed.  Raises ENOENT."""
+        transaction: Transaction | None = connection.transactions.pop(tx_id, None)
+        if transaction is None:
+            raise ENOENT
+        self.items.transactions.delete((connection.id, tx_id))
         return transaction
 
     def view(self, connection: Connection, tx_id: int) -> View:

@@ -108,7 +108,7 @@ def _listen(path: str) -> socket.socket:
 
 def _configure(keeper: Keeper, options: Options) -> None:
     keeper.store.domains.quotas.update(options.quotas)
-    for domain in keeper.store.domains.known.values():
+    for domain in keeper.store.domains.known:
         domain.quotas.update(options.quotas)
     settings = keeper.store.items.settings
     if options.trace_file is not None:

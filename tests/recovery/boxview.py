@@ -16,6 +16,7 @@ from typing import Final, NamedTuple, Self
 from zlib import crc32
 
 from recovery_box.box import (
+    CONTROL_SIZE,
     JOURNAL_SIZE,
     MAGIC,
     NO_REQUEST,
@@ -27,7 +28,7 @@ from recovery_box.box import (
     W_HEAD,
     W_TAIL,
 )
-from recovery_box.lanes import _BYTES, _DONE, _IN_HEADER, _OUT_HEADER, _OWNER, CONTROL_SIZE
+from recovery_box.lanes import _BYTES, _DONE, _IN_HEADER, _OUT_HEADER, _OWNER
 from xenstore_state.records import BadRecord, Record, decode
 
 M32: Final = 0xFFFFFFFF

@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Final, NamedTuple
 
 from protocol.ops import Op
-from protocol.wire import Framer, Message
+from protocol.wire import Framer, FramingViolation, Message
 
 PATIENCE: Final = 20.0
 """Seconds within which a message that is waited for must come, restarts of Logic included."""
@@ -177,7 +177,10 @@ class Peer:
         except OSError as e:
             raise Failure(f"the connection broke: {e}") from None
         check(data != b"", "the daemon closed the connection")
-        self._inbox.extend(self._framer.feed(data))
+        try:
+            self._inbox.extend(self._framer.feed(data))
+        except FramingViolation as e:
+            raise Failure(f"the stream is torn: {e}") from None
 
     def transmit(self, now: float) -> float | None:
         """Sends what is due; when to come back: a time, 0 for when the socket takes more, None if there is nothing."""

@@ -82,11 +82,11 @@ def _outputs(record: Record | None, slots: dict[int, Slot]) -> tuple[int, int]:
         return 0, 0
     by_owner = {slot.owner: slot for slot in slots.values()}
     made = left = 0
-    for output in record.outputs:
-        to = by_owner.get(output.connection)
-        if to is None or output.pending:
+    for connection, position, _, pending in record.outputs:
+        to = by_owner.get(connection)
+        if to is None or pending:
             continue
-        if (to.made - output.position) & M32 < _HALF and to.made != output.position:
+        if 0 < (to.made - position) & M32 < _HALF:
             made += 1
         else:
             left += 1

@@ -35,12 +35,10 @@ def held(daemon: OurDaemon) -> Held:
     """What the daemon holds now; the connection that asks does not count."""
     file = daemon.run_dir / "report"
     with Client(daemon.socket) as client:
-        client.call(Op.CONTROL, strings("memreport", file))
+        client.call(Op.CONTROL, strings("memreport", str(file)))
         descriptors = len(os.listdir(f"/proc/{daemon.pid}/fd"))
     numbers = dict(part.rsplit(" ", 1) for part in _last_line(file).replace(" bytes", "").split(", "))
-    return Held(
-        int(numbers["watches"]), int(numbers["connections"]) - 1, int(numbers["transactions"]), descriptors - 1
-    )
+    return Held(int(numbers["watches"]), int(numbers["connections"]) - 1, int(numbers["transactions"]), descriptors - 1)
 
 
 def at_rest(daemon: OurDaemon) -> Held:

@@ -34,8 +34,26 @@ NEAR_THE_END = 0xFFFFFFFF - 3 * REGION_SIZE
 """Positions begin here, so that they run over 2**32."""
 W_SEEN = 40
 """A word of the box that nothing else uses: the position as the process knows it, stored after each call."""
-PATTERN = bytes(range(251)) * 400
+PERIOD = 251
+PATTERN = bytes(range(PERIOD)) * 400
 KINDS = [Lane] if lanes.BestLane is Lane else [Lane, lanes.BestLane]
+
+
+class PlainLane(Lane):
+    """What must not be done: a plain read, and its result stored afterwards."""
+
+    __slots__ = ()
+
+    def receive(self) -> int:
+        start = self.fill % REGION_SIZE
+        try:
+            data = os.read(self.fd, REGION_SIZE - start)
+        except BlockingIOError:
+            return -1
+        self._memory[self.in_offset + start : self.in_offset + start + len(data)] = data
+        self.fill = (self.fill + len(data)) & M32
+        self._words[self._in_word] = self.fill << 32
+        return len(data)
 
 
 @pytest.fixture
@@ -62,8 +80,8 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def at(position: int, length: int) -> bytes:
-    """What the stream contains from a position on: the same 251 bytes over and over, counted from `NEAR_THE_END`."""
-    start = (position - NEAR_THE_END) % len(PATTERN[:251])
+    """What the stream contains from a position on: the same bytes over and over, counted from `NEAR_THE_END`."""
+    start = ((position - NEAR_THE_END) & M32) % PERIOD
     return PATTERN[start : start + length]
 
 
@@ -141,11 +159,8 @@ def report(count: Count, what: str, kind: type[Lane], capsys: pytest.CaptureFixt
     assert count.moved > 10 * REGION_SIZE, "positions did not run over 2**32"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_was_received_is_known_exactly(
-    box: Box, pair: tuple[socket.socket, socket.socket], kind: type[Lane], capsys: pytest.CaptureFixture[str]
-) -> None:
-    near, far = pair
+def kill_receivers(box: Box, near: socket.socket, far: socket.socket, kind: type[Lane]) -> Count:
+    """Kills children that receive; counts."""
     count = Count()
     given = 0
     box.words[W_SEEN] = NEAR_THE_END
@@ -182,7 +197,19 @@ def test_what_was_received_is_known_exactly(
             yield
 
     kill_again_and_again(count, start(), peer(), judge())
-    report(count, "receiving", kind, capsys)
+    return count
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_received_is_known_exactly(
+    box: Box, pair: tuple[socket.socket, socket.socket], kind: type[Lane], capsys: pytest.CaptureFixture[str]
+) -> None:
+    report(kill_receivers(box, *pair, kind), "receiving", kind, capsys)
+
+
+def test_the_same_check_finds_a_plain_read_guilty(box: Box, pair: tuple[socket.socket, socket.socket]) -> None:
+    count = kill_receivers(box, *pair, PlainLane)
+    assert count.wrong, f"nothing was noticed in {count.kills} kills"
 
 
 @pytest.mark.parametrize("kind", KINDS)

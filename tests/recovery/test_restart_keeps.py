@@ -215,7 +215,7 @@ def test_what_is_sent_while_no_logic_runs_is_served_by_the_next(daemon: OurDaemo
 
 def test_trace_settings_stay(daemon: OurDaemon, client: Client) -> None:
     file = daemon.run_dir / "trace"
-    assert client.call(Op.CONTROL, strings("logfile", file)) == b"OK\0"
+    assert client.call(Op.CONTROL, strings("logfile", str(file))) == b"OK\0"
     assert client.call(Op.CONTROL, strings("log", "+acc")) == b"OK\0"
     assert client.call(Op.CONTROL, strings("log", "-obj")) == b"OK\0"
     settings = client.call(Op.CONTROL, strings("log"))

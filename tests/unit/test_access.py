@@ -65,9 +65,7 @@ def test_rights_are_those_of_the_specification(acl: Acl, who: Subject) -> None:
 @examples(200)
 @given(ACLS, SUBJECTS, st.integers(1, 15).map(lambda n: n & ALL))
 def test_a_request_needs_all_the_rights_it_wants(acl: Acl, who: Subject, wanted: int) -> None:
-    assert allows(acl, who, wanted) == all(
-        naive_rights(acl, who) & bit for bit in (READ, WRITE, OWNER) if wanted & bit
-    )
+    assert allows(acl, who, wanted) == all(naive_rights(acl, who) & bit for bit in (READ, WRITE, OWNER) if wanted & bit)
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,8 @@ class Life:
 STEPS = st.lists(
     st.one_of(
         st.tuples(
-            st.sampled_from(["no", "before", "after"]), st.one_of(st.integers(1, 60), st.integers(2000, 3 * REGION_SIZE))
+            st.sampled_from(["no", "before", "after"]),
+            st.one_of(st.integers(1, 60), st.integers(2000, 3 * REGION_SIZE)),
         ),
         st.tuples(st.sampled_from(["send", "peer reads", "dies"]), st.integers(0, 10_000)),
     ),
@@ -200,7 +201,12 @@ def test_output_goes_into_the_region_as_long_as_it_fits(box: Box) -> None:
 def test_what_does_not_fit_waits_and_everything_later_waits_behind_it(box: Box) -> None:
     one = channel(box, -1)
     first, second, third = (bytes([n]) * 5000 for n in (1, 2, 3))
-    for data, pending, position in ((first, False, 0), (second, True, 5000), (b"tiny", True, 10000), (third, True, 10004)):
+    for data, pending, position in (
+        (first, False, 0),
+        (second, True, 5000),
+        (b"tiny", True, 10000),
+        (third, True, 10004),
+    ):
         output = one.place(data)
         assert output == Output(1, position, data, pending)
         one.carry_out(output, None)
@@ -251,42 +257,32 @@ def test_an_event_that_waits_unsent_is_not_queued_again(box: Box, pair: tuple[so
     assert not one.is_queued(event, one.end + 16)
 
 
-def test_an_event_partly_sent_is_still_queued_one_sent_whole_is_not(
-    box: Box, pair: tuple[socket.socket, socket.socket]
-) -> None:
-    one = channel(box, pair[0].fileno())
-    events = [bytes([n]) * 3000 for n in range(3)]
-    while True:
-        for event in events:
-            if not one.is_queued(event, (one.end + 3000) & M32):
-                output = one.place(event)
-                assert output is not None
-                one.carry_out(output, None)
-        if not one.lane.send():
-            break
-    unsent_from = one.lane.sent
-    for event in events:
-        end = one.queued[event]
-        waits = 0 < (end - unsent_from) & M32 < 1 << 31
-        assert one.is_queued(event, (one.end + 3000) & M32) == waits
+class FakeLane:
+    """As much of a lane as `is_queued` looks at.  It counts how often it does."""
 
-
-class CountingLane:
-    """As much of a lane as `is_queued` looks at, which counts how often it does.  Its peer never reads."""
-
-    made = 100
-
-    def __init__(self) -> None:
+    def __init__(self, sent: int, made: int) -> None:
+        self._sent, self.made = sent, made
         self.looked = 0
 
     @property
     def sent(self) -> int:
         self.looked += 1
-        return 0
+        return self._sent
+
+
+@pytest.mark.parametrize("start", [0, M32 - 250])
+@pytest.mark.parametrize("sent", [0, 1, 99, 100, 101, 250, 299])
+def test_an_event_partly_sent_still_counts_as_queued_one_sent_whole_does_not(start: int, sent: int) -> None:
+    one = Channel(connection(-1), cast(Lane, FakeLane(start, (start + 300) & M32)))
+    for n in range(3):
+        assert not one.is_queued(b"event %d" % n, (start + 100 * (n + 1)) & M32)
+    one.lane = cast(Lane, FakeLane((start + sent) & M32, (start + 300) & M32))
+    for n in range(3):
+        assert one.is_queued(b"event %d" % n, (start + 400) & M32) == (sent < 100 * (n + 1))
 
 
 def test_an_event_costs_the_same_however_many_wait() -> None:
-    lane = CountingLane()
+    lane = FakeLane(0, 100)
     one = Channel(connection(-1), cast(Lane, lane))
     for n in range(1, 6001):
         assert not one.is_queued(b"%d" % n, 100 + n)

@@ -100,7 +100,9 @@ class TrieMachine(RuleBasedStateMachine):
         for parts in nodes:
             node = tree.root
             for name in parts:
-                node = (node.children or {}).get(name) or tree.add_child(node, name, b"", ((0, 0),), tree.generation + 1)
+                node = (node.children or {}).get(name) or tree.add_child(
+                    node, name, b"", ((0, 0),), tree.generation + 1
+                )
         found = list(self.trie.below(where, tree.root, parents_first=parents_first))
         assert found == naive_below(self.all, where, tree.root, parents_first=parents_first)
 

@@ -1,0 +1,285 @@
+"""The store in-process against the reference model: random clients, and every answer and every event must be right.
+
+Two sockets of the privileged domain and two guests send all operations on nodes, watches and transactions, well-formed and
+not, in pieces of any size.  On the way every effect is published, encoded and applied to a second store, as State does it:
+the two must stay equal.
+"""
+
+import struct
+from typing import Final
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from recovery_box.items import Connection
+from tests.model import reference
+from tests.model.reference import Entry, Reference
+from tests.model.support import examples
+from xenstore_logic.embedded import Embedded, Turn
+from xenstore_state.access import IGNORED
+from xenstore_state.records import Applier, encode
+from xenstore_state.store import Store
+from xenstore_state.tree import Node as RealNode
+from xenstore_state.tree import walk
+
+HEADER: Final = struct.Struct("=IIII")
+QUOTAS: Final = {"watches": 6, "transactions": 4, "node-permissions": 5}
+DOMIDS: Final = (0, 0, 5, 6)
+BOGUS_TX: Final = 4711
+SET_QUOTA: Final = 26
+
+WHO = st.integers(1, len(DOMIDS))
+PATHS = st.sampled_from(
+    [
+        *(b"/", b"/a", b"/a/b", b"/a/b/c", b"/a/d", b"/e/f", b"/tool"),
+        *(b"/local", b"/local/domain/5", b"/local/domain/5/x", b"/local/domain/5/x/y", b"/local/domain/6"),
+        *(b"x", b"x/y", b"x/y/z", b"u"),
+    ]
+)
+ANY_PATHS = st.one_of(
+    PATHS, PATHS, PATHS, st.sampled_from([b"@introduceDomain", b"@releaseDomain", b"@foo", b"", b"//", b"/a/", b"/a.b"])
+)
+VALUES = st.sampled_from([b"", b"v", b"w", b"x\0y\0"])
+TOKENS = st.sampled_from([b"", b"t", b"u"])
+ENTRIES = st.one_of(
+    st.builds(
+        lambda a, d: b"%c%d" % (a, d), st.sampled_from(list(b"nrwb")), st.sampled_from([0, 5, 5, 6, 6, 9, 32757])
+    ),
+    st.sampled_from([b"r0x5", b"n05", b"b"[:1] + b"-1"]),
+)
+GOOD_LISTS = st.lists(ENTRIES, min_size=1, max_size=3)
+LISTS = st.one_of(GOOD_LISTS, GOOD_LISTS, st.lists(st.one_of(ENTRIES, st.sampled_from([b"", b"x0", b"n", b"r1x"]))))
+PIECES = st.lists(
+    st.sampled_from(
+        [b"\0", b"\0", b"/a", b"/a/b", b"x", b"n0", b"r5", b"T", b"F", b"1", b"-1", b"t", b"@foo", b" ", b"\xff"]
+    ),
+    max_size=7,
+).map(b"".join)
+OPS = st.one_of(
+    st.sampled_from(sorted(reference.ON_NODES | {4, 5, 6, 7, 10, 21, 23})),
+    st.sampled_from([15, 16, 20, 27, 65535, 2**32 - 1]),
+)
+TX = st.sampled_from([0, 0, 0, 1, 1, 1, 1, 2, 3])
+"""0 for none, else the nth open transaction of the caller, if there is one."""
+
+
+def messages(stream: bytes) -> list[tuple[int, int, int, bytes]]:
+    """Type, request id, transaction id and payload of each."""
+    found = []
+    while stream:
+        op, req_id, tx_id, length = HEADER.unpack_from(stream)
+        found.append((op, req_id, tx_id, stream[16 : 16 + length]))
+        assert len(stream) >= 16 + length
+        stream = stream[16 + length :]
+    return found
+
+
+def twin_of(number: int, domid: int, *, socket: bool) -> Connection:
+    """State's item of a connection."""
+    return Connection(number, -1, -1, domid, domid == 0, socket)
+
+
+def fields(node: RealNode) -> tuple[object, ...]:
+    """Everything there is to a node."""
+    return node.value, node.acl, node.generation, node.birth, list(node.children or ())
+
+
+def assert_equal(one: Store, other: Store) -> None:
+    """Two stores know the same."""
+    assert [fields(n) for n in walk(one.tree.root)] == [fields(n) for n in walk(other.tree.root)]
+    assert {k: fields(n) for k, n in one.tree.specials.items()} == {
+        k: fields(n) for k, n in other.tree.specials.items()
+    }
+    assert (one.tree.generation, one.tree.owned) == (other.tree.generation, other.tree.owned)
+    assert len(one.items.connections) == len(other.items.connections)
+    for a, b in zip(one.items.connections, other.items.connections, strict=True):
+        assert a.id == b.id
+        for x, y in zip(a.watches.values(), b.watches.values(), strict=True):
+            assert (x.path, x.token, x.depth, x.strip, x.sequence) == (y.path, y.token, y.depth, y.strip, y.sequence)
+        assert list(a.transactions) == list(b.transactions)
+        for t, u in zip(a.transactions.values(), b.transactions.values(), strict=True):
+            assert (t.writes, list(t.seen), t.doomed) == (u.writes, list(u.seen), u.doomed)
+    assert one.watches.count == other.watches.count
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Clients, the store, its twin, and the model."""
+
+    @initialize()
+    def begin(self) -> None:
+        """Each guest has a home; quotas are low enough to be met."""
+        self.store, self.model, self.twin = Embedded(), Reference(QUOTAS), Store()
+        self.applier = Applier(self.twin, lambda connection: 0)
+        for domid in DOMIDS:
+            self.connect(domid)
+        for domid in (5, 6):
+            home = b"/local/domain/%d" % domid
+            self.ask(1, reference.WRITE, 0, home + b"\0")
+            self.ask(1, reference.SET_PERMS, 0, home + b"\0n%d\0" % domid)
+            for name, value in QUOTAS.items():
+                self.ask(1, SET_QUOTA, 0, b"%d\0%s\0%d\0" % (domid, name.encode(), value))
+
+    def connect(self, domid: int) -> None:
+        number = self.store.connect(domid)
+        self.model.connect(number, domid, socket=domid == 0)
+        if domid not in self.twin.domains.known:
+            self.twin.domains.add(domid)
+        self.twin.connect(twin_of(number, domid, socket=domid == 0))
+
+    def number(self, who: int) -> int:
+        """The connection of the nth client: the latest one of its kind."""
+        wanted = [n for n, c in self.model.connections.items() if c.who.domid == DOMIDS[who - 1]]
+        return wanted[-1] if who != 1 else wanted[0]
+
+    def tx_of(self, number: int, nth: int) -> int:
+        """The id of its nth open transaction; the bogus one if it has fewer but some."""
+        open_ids = list(self.model.connections[number].transactions)
+        if not nth or not open_ids:
+            return 0
+        return open_ids[nth - 1] if nth <= len(open_ids) else BOGUS_TX
+
+    def ask(self, number: int, op: int, tx_id: int, payload: bytes, cuts: int = 0) -> None:
+        """Sends one request, and checks everything that comes of it."""
+        data = HEADER.pack(op, 77, tx_id, len(payload)) + payload
+        turns: list[Turn] = [self.store.feed(number, piece) for piece in (data[:cuts], data[cuts:])]
+        said: dict[int, list[tuple[int, bytes]]] = {}
+        for turn in turns:
+            assert not turn.closed
+            for to, stream in turn.output.items():
+                for kind, req_id, back, content in messages(stream):
+                    assert (req_id, back) == ((0, 0) if kind == reference.EVENT else (77, tx_id))
+                    assert len(content) <= reference.PAYLOAD_MAX
+                    said.setdefault(to, []).append((kind, content))
+        self.model.serve(number, op, tx_id, payload, said)
+        performed = [effect for turn in turns for effect in turn.effects]
+        assert len(performed) <= 1
+        for by, (kind_of_effect, arguments, outcome) in performed:
+            generation = self.store.store.tree.generation
+            self.applier.apply(encode((by, 0, kind_of_effect, arguments, outcome, generation, ())))
+
+    # ---- nodes
+
+    @rule(who=WHO, op=st.sampled_from([1, 2, 3, 12, 13]), nth=TX, path=ANY_PATHS, cuts=st.integers(0, 30))
+    def one_path(self, who: int, op: int, nth: int, path: bytes, cuts: int) -> None:
+        number = self.number(who)
+        self.ask(number, op, self.tx_of(number, nth), path + b"\0", cuts)
+
+    @rule(who=WHO, nth=TX, path=ANY_PATHS, value=VALUES)
+    def write(self, who: int, nth: int, path: bytes, value: bytes) -> None:
+        number = self.number(who)
+        self.ask(number, reference.WRITE, self.tx_of(number, nth), path + b"\0" + value)
+
+    @rule(who=WHO, nth=TX, path=PATHS)
+    def remove(self, who: int, nth: int, path: bytes) -> None:
+        number = self.number(who)
+        self.ask(number, reference.RM, self.tx_of(number, nth), path + b"\0")
+
+    @rule(who=WHO, nth=TX, path=ANY_PATHS, entries=LISTS)
+    def set_perms(self, who: int, nth: int, path: bytes, entries: list[bytes]) -> None:
+        number = self.number(who)
+        payload = b"".join(word + b"\0" for word in (path, *entries))
+        self.ask(number, reference.SET_PERMS, self.tx_of(number, nth), payload)
+
+    @rule(nth=TX, path=PATHS, entries=GOOD_LISTS)
+    def open_up(self, nth: int, path: bytes, entries: list[bytes]) -> None:
+        """The toolstack gives rights away, so that guests get somewhere."""
+        payload = b"".join(word + b"\0" for word in (path, *entries))
+        self.ask(1, reference.SET_PERMS, self.tx_of(1, nth), payload)
+
+    @rule(who=WHO, nth=TX, path=ANY_PATHS, offset=st.sampled_from([b"0", b"2", b"3", b"-1", b"99", b"x"]))
+    def directory_part(self, who: int, nth: int, path: bytes, offset: bytes) -> None:
+        number = self.number(who)
+        self.ask(number, reference.DIRECTORY_PART, self.tx_of(number, nth), path + b"\0" + offset + b"\0")
+
+    # ---- watches
+
+    @rule(who=WHO, path=ANY_PATHS, token=TOKENS, depth=st.sampled_from([None, None, b"0", b"1", b"2", b"-1", b"x"]))
+    def watch(self, who: int, path: bytes, token: bytes, depth: bytes | None) -> None:
+        if path[:1] == b"@":
+            depth = None
+        words = [path, token] if depth is None else [path, token, depth]
+        self.ask(self.number(who), reference.WATCH, 0, b"".join(word + b"\0" for word in words))
+
+    @rule(who=WHO, path=ANY_PATHS, token=TOKENS)
+    def unwatch(self, who: int, path: bytes, token: bytes) -> None:
+        self.ask(self.number(who), reference.UNWATCH, BOGUS_TX, path + b"\0" + token + b"\0")
+
+    @rule(who=WHO, nth=TX)
+    def reset_watches(self, who: int, nth: int) -> None:
+        number = self.number(who)
+        self.ask(number, reference.RESET_WATCHES, self.tx_of(number, nth), b"")
+
+    # ---- transactions
+
+    @rule(who=WHO, nth=st.sampled_from([0, 0, 0, 1]))
+    def start(self, who: int, nth: int) -> None:
+        number = self.number(who)
+        if len(self.model.connections[number].transactions) < 5:
+            self.ask(number, reference.START, self.tx_of(number, nth), b"\0")
+
+    @rule(who=WHO, nth=TX, how=st.sampled_from([b"T\0", b"T\0", b"T\0", b"F\0", b"T"]))
+    def end(self, who: int, nth: int, how: bytes) -> None:
+        number = self.number(who)
+        self.ask(number, reference.END, self.tx_of(number, nth), how)
+
+    # ---- anything else
+
+    @rule(who=WHO, op=OPS, nth=TX, payload=PIECES, cuts=st.integers(0, 30))
+    def anything(self, who: int, op: int, nth: int, payload: bytes, cuts: int) -> None:
+        number = self.number(who)
+        if op in {reference.WATCH, reference.START}:
+            return
+        self.ask(number, op, self.tx_of(number, nth), payload, cuts)
+
+    @rule(who=st.sampled_from([3, 4]), op=st.sampled_from(sorted(reference.PRIVILEGED_OPS)), payload=PIECES)
+    def what_only_the_privileged_may(self, who: int, op: int, payload: bytes) -> None:
+        self.ask(self.number(who), op, 0, payload)
+
+    @rule(who=st.sampled_from([2, 3, 4]))
+    def come_and_go(self, who: int) -> None:
+        number = self.number(who)
+        self.store.disconnect(number)
+        self.model.disconnect(number)
+        twin = self.twin.items.connections.find(number)
+        self.twin.disconnect(twin)
+        self.connect(DOMIDS[who - 1])
+
+    # ---- what must always be so
+
+    @invariant()
+    def the_tree_is_that_of_the_model(self) -> None:
+        if not hasattr(self, "model"):
+            return
+        tree = self.store.store.tree
+        found: dict[bytes, reference.Node] = {}
+        stack: list[tuple[bytes, RealNode]] = [(b"/", tree.root)]
+        for path, node in [*stack, *tree.specials.items()]:
+            found[path] = seen(node)
+        while stack:
+            path, node = stack.pop()
+            assert list(node.children or ()) == self.model.tree.children(path)
+            for name, child in (node.children or {}).items():
+                below = (b"" if path == b"/" else path) + b"/" + name
+                found[below] = seen(child)
+                stack.append((below, child))
+        assert found == self.model.tree.nodes
+
+    @invariant()
+    def state_knows_the_same(self) -> None:
+        if hasattr(self, "model"):
+            assert_equal(self.store.store, self.twin)
+
+
+def seen(node: RealNode) -> reference.Node:
+    """A node as the model writes it."""
+    return reference.Node(
+        node.value,
+        tuple(
+            Entry("nrwb"[access & 3], domid - 2**32 if domid >= 2**31 else domid, not access & IGNORED)
+            for access, domid in node.acl
+        ),
+    )
+
+
+TestStore = StoreMachine.TestCase
+TestStore.settings = examples(60, steps=40)
