@@ -241,8 +241,11 @@ class Keeper:
     def _write_pid(self) -> None:
         temporary = self._logic_pid_file + ".new"
         try:
-            with open(temporary, "w", encoding="ascii") as f:
-                f.write(f"{self._logic_pid}\n")
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            try:
+                os.write(fd, b"%d\n" % self._logic_pid)
+            finally:
+                os.close(fd)
             os.replace(temporary, self._logic_pid_file)
         except OSError as e:
             log.error("%s: %s", self._logic_pid_file, e.strerror)

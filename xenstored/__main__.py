@@ -33,7 +33,9 @@ def main() -> int:
             pipe = service.detach()
         _serve(options, pipe)
     except service.PidFileLocked as e:
-        _fail(pipe, f"another daemon runs: {e} is locked")
+        # Clients can connect, to the other one: the C daemon's exit status for this is 0.
+        sys.stderr.write(f"xenstored: another daemon runs: {e} is locked\n")
+        service.announce(pipe)
         return 0
     except (OptionError, CannotStart, BoxError, OSError) as e:
         _fail(pipe, str(e))
