@@ -29,7 +29,6 @@ from xenstore_state.watches import Watch
 _ERROR: Final = int(Op.ERROR)
 _ENOSYS: Final = StoreError("ENOSYS").payload
 _E2BIG: Final = StoreError("E2BIG").payload
-_CACHE_MAX: Final = 16384
 
 Handler = Callable[["Core", Connection, int, bytes], bytes]
 
@@ -48,7 +47,6 @@ class Core:
         self.late_events: list[tuple[Connection, bytes]] = []
         self.trace = Trace()
         self._rows = {int(op): (handlers[op], row.privileged, row.uses_tx) for op, row in OPERATIONS.items()}
-        self._paths: dict[bytes, bytes] = {}
         self._listing: tuple[Node, int, bytes] | None = None
 
     def handle(self, by: Connection, op: int, req_id: int, tx_id: int, payload: bytes) -> bytes:
@@ -73,14 +71,8 @@ class Core:
 
     def path(self, by: Connection, written: bytes, *, special: bool = False) -> bytes:
         """The canonical form of a path a client wrote.  Raises EINVAL."""
-        path = self._paths.get(written)
-        if path is None:
-            path = canonical(written, domain_path(by.domid))
-            names_of(path)
-            if written == path:
-                if len(self._paths) >= _CACHE_MAX:
-                    self._paths.clear()
-                self._paths[path] = path
+        path = written if written[:1] == b"/" else canonical(written, domain_path(by.domid))
+        names_of(path)
         if path[:1] == b"@" and not special:
             raise EINVAL
         quotas = by.subject.quotas

@@ -117,7 +117,7 @@ class Applier:
         (What else the effect did, to watches or transactions, is the acting connection's own, which is closed then.)
         """
         tree = self.store.tree
-        if record.kind == WRITE and record.generation == tree.generation + 1 and self._sets_a_value(record):
+        if record.kind == WRITE and record.generation == tree.generation + 1 and self._changes_one_node(record):
             self._perform_as_recorded(record, by, effect)  # nothing to undo: it happens as recorded or not at all
             return
         in_transaction = record.kind in IN_TRANSACTION and record.arguments[0]
@@ -137,11 +137,11 @@ class Applier:
         else:
             self._perform_as_recorded(record, by, effect)
 
-    def _sets_a_value(self, record: Record) -> bool:
-        """Whether a WRITE is one of an existing node outside transactions."""
+    def _changes_one_node(self, record: Record) -> bool:
+        """Whether it is a WRITE outside transactions that sets the value of a node or makes one node."""
         tx_id, path, _ = record.arguments
         try:
-            return not tx_id and not record.outcome and self.store.tree.find(names_of(path)) is not None
+            return not tx_id and not record.outcome and self.store.tree.find(names_of(path)[:-1]) is not None
         except StoreError as e:
             raise BadRecord(f"path {path!r:.200}: {e}") from None
 
