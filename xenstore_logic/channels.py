@@ -8,13 +8,13 @@ from recovery_box.lanes import M32, Lane
 from xenstore_state.records import Output
 
 _HALF = 1 << 31
-_QUEUED_MAX = 4096
+_QUEUED_MIN = 4096
 
 
 class Channel:
     """One connection as the loop sees it."""
 
-    __slots__ = ("connection", "interest", "lane", "overflowed", "queued")
+    __slots__ = ("_prune_at", "connection", "interest", "lane", "overflowed", "queued")
 
     def __init__(self, connection: Connection, lane: Lane) -> None:
         self.connection = connection
@@ -23,6 +23,7 @@ class Channel:
         """What the epoll set waits for."""
         self.overflowed = False
         """Its peer let so much output pile up that it will be hung up on."""
+        self._prune_at = _QUEUED_MIN
         self.queued: dict[bytes, int] = {}
         """Events not sent yet, each with the stream position of its end.  (core.c: send_event drops duplicates.)"""
 
@@ -41,8 +42,9 @@ class Channel:
             end = queued.get(event)
             if end is not None and 0 < (end - lane.sent) & M32 < _HALF:
                 return True
-            if len(queued) > _QUEUED_MAX:
+            if len(queued) > self._prune_at:
                 self.queued = {e: p for e, p in queued.items() if 0 < (p - lane.sent) & M32 < _HALF}
+                self._prune_at = max(_QUEUED_MIN, 2 * len(self.queued))
         self.queued[event] = at
         return False
 
