@@ -5,28 +5,17 @@ not, in pieces of any size.  On the way every effect is published, encoded and a
 the two must stay equal.
 """
 
-import struct
 from typing import Final
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from recovery_box.items import Connection
 from tests.model import reference
-from tests.model.reference import Entry, Reference
+from tests.model.harness import Harness
 from tests.model.support import examples
-from xenstore_logic.embedded import Embedded, Turn
-from xenstore_state.access import IGNORED
-from xenstore_state.records import Applier, encode
-from xenstore_state.store import Store
-from xenstore_state.tree import Node as RealNode
-from xenstore_state.tree import walk
 
-HEADER: Final = struct.Struct("=IIII")
-QUOTAS: Final = {"watches": 6, "transactions": 4, "node-permissions": 5}
 DOMIDS: Final = (0, 0, 5, 6)
 BOGUS_TX: Final = 4711
-SET_QUOTA: Final = 26
 
 WHO = st.integers(1, len(DOMIDS))
 PATHS = st.sampled_from(
@@ -63,99 +52,29 @@ TX = st.sampled_from([0, 0, 0, 1, 1, 1, 1, 2, 3])
 """0 for none, else the nth open transaction of the caller, if there is one."""
 
 
-def messages(stream: bytes) -> list[tuple[int, int, int, bytes]]:
-    """Type, request id, transaction id and payload of each."""
-    found = []
-    while stream:
-        op, req_id, tx_id, length = HEADER.unpack_from(stream)
-        found.append((op, req_id, tx_id, stream[16 : 16 + length]))
-        assert len(stream) >= 16 + length
-        stream = stream[16 + length :]
-    return found
-
-
-def twin_of(number: int, domid: int, *, socket: bool) -> Connection:
-    """State's item of a connection."""
-    return Connection(number, -1, -1, domid, domid == 0, socket)
-
-
-def fields(node: RealNode) -> tuple[object, ...]:
-    """Everything there is to a node."""
-    return node.value, node.acl, node.generation, node.birth, list(node.children or ())
-
-
-def assert_equal(one: Store, other: Store) -> None:
-    """Two stores know the same."""
-    assert [fields(n) for n in walk(one.tree.root)] == [fields(n) for n in walk(other.tree.root)]
-    assert {k: fields(n) for k, n in one.tree.specials.items()} == {
-        k: fields(n) for k, n in other.tree.specials.items()
-    }
-    assert (one.tree.generation, one.tree.owned) == (other.tree.generation, other.tree.owned)
-    assert len(one.items.connections) == len(other.items.connections)
-    for a, b in zip(one.items.connections, other.items.connections, strict=True):
-        assert a.id == b.id
-        for x, y in zip(a.watches.values(), b.watches.values(), strict=True):
-            assert (x.path, x.token, x.depth, x.strip, x.sequence) == (y.path, y.token, y.depth, y.strip, y.sequence)
-        assert list(a.transactions) == list(b.transactions)
-        for t, u in zip(a.transactions.values(), b.transactions.values(), strict=True):
-            assert (t.writes, list(t.seen), t.doomed) == (u.writes, list(u.seen), u.doomed)
-    assert one.watches.count == other.watches.count
-
-
 class StoreMachine(RuleBasedStateMachine):
     """Clients, the store, its twin, and the model."""
 
     @initialize()
     def begin(self) -> None:
-        """Each guest has a home; quotas are low enough to be met."""
-        self.store, self.model, self.twin = Embedded(), Reference(QUOTAS), Store()
-        self.applier = Applier(self.twin, lambda connection: 0)
-        for domid in DOMIDS:
-            self.connect(domid)
-        for domid in (5, 6):
-            home = b"/local/domain/%d" % domid
-            self.ask(1, reference.WRITE, 0, home + b"\0")
-            self.ask(1, reference.SET_PERMS, 0, home + b"\0n%d\0" % domid)
-            for name, value in QUOTAS.items():
-                self.ask(1, SET_QUOTA, 0, b"%d\0%s\0%d\0" % (domid, name.encode(), value))
-
-    def connect(self, domid: int) -> None:
-        number = self.store.connect(domid)
-        self.model.connect(number, domid, socket=domid == 0)
-        if domid not in self.twin.domains.known:
-            self.twin.domains.add(domid)
-        self.twin.connect(twin_of(number, domid, socket=domid == 0))
+        """One of each, and a second one of the toolstack's."""
+        self.all = Harness((5, 6))
+        self.clients = [1, self.all.connect(0), 2, 3]
 
     def number(self, who: int) -> int:
-        """The connection of the nth client: the latest one of its kind."""
-        wanted = [n for n, c in self.model.connections.items() if c.who.domid == DOMIDS[who - 1]]
-        return wanted[-1] if who != 1 else wanted[0]
+        """The connection of the nth client."""
+        return self.clients[who - 1]
 
     def tx_of(self, number: int, nth: int) -> int:
         """The id of its nth open transaction; the bogus one if it has fewer but some."""
-        open_ids = list(self.model.connections[number].transactions)
+        open_ids = list(self.all.model.connections[number].transactions)
         if not nth or not open_ids:
             return 0
         return open_ids[nth - 1] if nth <= len(open_ids) else BOGUS_TX
 
     def ask(self, number: int, op: int, tx_id: int, payload: bytes, cuts: int = 0) -> None:
-        """Sends one request, and checks everything that comes of it."""
-        data = HEADER.pack(op, 77, tx_id, len(payload)) + payload
-        turns: list[Turn] = [self.store.feed(number, piece) for piece in (data[:cuts], data[cuts:])]
-        said: dict[int, list[tuple[int, bytes]]] = {}
-        for turn in turns:
-            assert not turn.closed
-            for to, stream in turn.output.items():
-                for kind, req_id, back, content in messages(stream):
-                    assert (req_id, back) == ((0, 0) if kind == reference.EVENT else (77, tx_id))
-                    assert len(content) <= reference.PAYLOAD_MAX
-                    said.setdefault(to, []).append((kind, content))
-        self.model.serve(number, op, tx_id, payload, said)
-        performed = [effect for turn in turns for effect in turn.effects]
-        assert len(performed) <= 1
-        for by, (kind_of_effect, arguments, outcome) in performed:
-            generation = self.store.store.tree.generation
-            self.applier.apply(encode((by, 0, kind_of_effect, arguments, outcome, generation, ())))
+        """One request."""
+        self.all.ask(number, op, tx_id, payload, cuts)
 
     # ---- nodes
 
@@ -214,7 +133,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(who=WHO, nth=st.sampled_from([0, 0, 0, 1]))
     def start(self, who: int, nth: int) -> None:
         number = self.number(who)
-        if len(self.model.connections[number].transactions) < 5:
+        if len(self.all.model.connections[number].transactions) < 5:
             self.ask(number, reference.START, self.tx_of(number, nth), b"\0")
 
     @rule(who=WHO, nth=TX, how=st.sampled_from([b"T\0", b"T\0", b"T\0", b"F\0", b"T"]))
@@ -237,48 +156,13 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(who=st.sampled_from([2, 3, 4]))
     def come_and_go(self, who: int) -> None:
-        number = self.number(who)
-        self.store.disconnect(number)
-        self.model.disconnect(number)
-        twin = self.twin.items.connections.find(number)
-        self.twin.disconnect(twin)
-        self.connect(DOMIDS[who - 1])
-
-    # ---- what must always be so
+        self.all.disconnect(self.number(who))
+        self.clients[who - 1] = self.all.connect(DOMIDS[who - 1])
 
     @invariant()
-    def the_tree_is_that_of_the_model(self) -> None:
-        if not hasattr(self, "model"):
-            return
-        tree = self.store.store.tree
-        found: dict[bytes, reference.Node] = {}
-        stack: list[tuple[bytes, RealNode]] = [(b"/", tree.root)]
-        for path, node in [*stack, *tree.specials.items()]:
-            found[path] = seen(node)
-        while stack:
-            path, node = stack.pop()
-            assert list(node.children or ()) == self.model.tree.children(path)
-            for name, child in (node.children or {}).items():
-                below = (b"" if path == b"/" else path) + b"/" + name
-                found[below] = seen(child)
-                stack.append((below, child))
-        assert found == self.model.tree.nodes
-
-    @invariant()
-    def state_knows_the_same(self) -> None:
-        if hasattr(self, "model"):
-            assert_equal(self.store.store, self.twin)
-
-
-def seen(node: RealNode) -> reference.Node:
-    """A node as the model writes it."""
-    return reference.Node(
-        node.value,
-        tuple(
-            Entry("nrwb"[access & 3], domid - 2**32 if domid >= 2**31 else domid, not access & IGNORED)
-            for access, domid in node.acl
-        ),
-    )
+    def all_agree(self) -> None:
+        if hasattr(self, "all"):
+            self.all.check()
 
 
 TestStore = StoreMachine.TestCase

@@ -170,3 +170,12 @@ def kill_logic(daemon: OurDaemon, number: int = signal.SIGKILL) -> int:
 def restarts(daemon: OurDaemon) -> list[str]:
     """The log lines that tell of a Logic that took over."""
     return [line for line in daemon.output().splitlines() if "took over" in line]
+
+
+def wait_for_restarts(daemon: OurDaemon, number: int) -> list[str]:
+    """The same once there are this many: State serves on before it writes them."""
+    deadline = time.monotonic() + PATIENCE
+    while len(lines := restarts(daemon)) < number and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert len(lines) == number, f"{len(lines)} restarts, not {number}:\n{daemon.output()}"
+    return lines

@@ -103,8 +103,24 @@ class Reader:
         self.number = 0
         """Of the last record read."""
         self._last = 0, 0, 0
+        self._victim: int | None = None
+        self._dies = 0.0
 
-    def read(self) -> None:
+    def kill(self, pid: int, life: float) -> None:
+        """Reads, kills the producer after so many seconds, and reads the rest."""
+        self._victim, self._dies = pid, time.monotonic() + life
+        try:
+            while self._victim is not None:
+                self._read()
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        self._read()
+        self.consumer.drop_staged()
+        if not self.box.words[W_SERVED] <= self.number <= self.box.words[W_SERVED] + 1:
+            self.wrong.append(f"{self.box.words[W_SERVED]} counted, {self.number} published")
+
+    def _read(self) -> None:
         """Takes what is published and looks at the words."""
         self._look()
         try:
@@ -125,13 +141,9 @@ class Reader:
                 self.wrong.append(f"head, count and other count went from {last} to {now}")
             last = now
         self._last = last
-
-    def after_death(self) -> None:
-        """The producer is dead: what it counted was published before."""
-        self.read()
-        self.consumer.drop_staged()
-        if not self.box.words[W_SERVED] <= self.number <= self.box.words[W_SERVED] + 1:
-            self.wrong.append(f"{self.box.words[W_SERVED]} counted, {self.number} published")
+        if self._victim is not None and (self.wrong or time.monotonic() > self._dies):
+            os.kill(self._victim, signal.SIGKILL)  # even while records still come
+            self._victim = None
 
 
 def kill_producers(box: Box, rng: random.Random, words: Words | None = None) -> tuple[Reader, int]:
@@ -143,15 +155,8 @@ def kill_producers(box: Box, rng: random.Random, words: Words | None = None) -> 
         pid = os.fork()
         if not pid:
             produce(box, reader.consumer.sequence, reader.number + 1, words)
-        try:
-            dies = time.monotonic() + rng.random() * LIFE_MAX
-            while time.monotonic() < dies and not reader.wrong:
-                reader.read()
-        finally:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+        reader.kill(pid, rng.random() * LIFE_MAX)
         kills += 1
-        reader.after_death()
     return reader, kills
 
 

@@ -13,7 +13,7 @@ from tests.conformance.wire import Client, Op, strings
 from tests.oracle.daemons import OurDaemon
 from tests.recovery.boxview import BoxView
 from tests.recovery.killer import Killer
-from tests.recovery.logic import PATIENCE, kill_logic, restarts, state_stopped, stopped, wait_for_logic
+from tests.recovery.logic import PATIENCE, kill_logic, state_stopped, stopped, wait_for_logic, wait_for_restarts
 
 CHURN_SECONDS = 4.0
 AT_REST = 3
@@ -169,4 +169,4 @@ def test_slots_and_descriptors_are_used_again_while_logic_is_killed_again_and_ag
     with Client(daemon.socket) as client:
         assert len(client.directory("/served")) == served
     assert slots_used(daemon) < 3 * at_once, "slots are not used again"
-    assert len(restarts(daemon)) == killer.kills
+    wait_for_restarts(daemon, killer.kills)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conformance.wire import Client
 from tests.oracle.daemons import OurDaemon
-from tests.recovery.logic import kill_logic, restarts
+from tests.recovery.logic import kill_logic, restarts, wait_for_restarts
 
 MANY = 1000
 DESCRIPTORS = MANY + 200
@@ -48,6 +48,6 @@ def test_a_thousand_connections_at_once_restart_nothing_and_survive_a_restart(da
             kill_logic(daemon)
             for number, client in enumerate(clients):
                 assert client.read(f"/many/{number}") == b"%d" % number
-        assert len(restarts(daemon)) == 3
+        wait_for_restarts(daemon, 3)
     with Client(daemon.socket) as client:
         assert len(client.directory("/many")) == MANY

@@ -26,8 +26,8 @@ from recovery_box.box import REGION_SIZE, SLOT_SIZE, SLOTS_AT, Box
 from recovery_box.lanes import M32, Lane, prepare_slot
 from tests.oracle.daemons import short_run_dir
 
-KILLS = 1000
-SECONDS = 12.0
+KILLS = 600
+SECONDS = 10.0
 LIFE_MAX = 0.0015
 SLOT = 3
 NEAR_THE_END = 0xFFFFFFFF - 3 * REGION_SIZE

@@ -11,7 +11,7 @@ import pytest
 from tests.conformance.wire import Client, Message, Op, pack, strings
 from tests.oracle.daemons import OurDaemon
 from tests.recovery.boxview import BoxView
-from tests.recovery.logic import PATIENCE, kill_logic, state_stopped, wait_for_logic
+from tests.recovery.logic import PATIENCE, kill_logic, state_stopped, stopped, wait_for_logic
 
 REGION = 8192
 
@@ -151,6 +151,23 @@ def test_events_that_were_not_read_are_all_there_in_order(daemon: OurDaemon, cli
             kill_logic(daemon)
     assert client.read("/w/0") == b""
     assert client.events == [(f"/w/{k}".encode(), token.encode()) for k in range(number)]
+
+
+@pytest.mark.parametrize("since", [1 << 24, 1 << 31, 0x9000_0000, (1 << 32) - (1 << 24)])
+def test_what_was_pending_long_ago_is_not_sent_again(
+    daemon: OurDaemon, client: Client, other: Client, since: int
+) -> None:
+    """Positions run modulo 2**32: after gigabytes of output an old one may look like one to come."""
+    client.watch("/w", "t" * 300)
+    for first in range(0, 2000, 500):
+        other.pipeline((Op.WRITE, strings(f"/w/{first + k}")) for k in range(500))
+    for _ in range(2000):
+        client.receive()
+    with stopped(daemon) as logic, BoxView(daemon.pid, writable=True) as view:
+        view.shift_output(view.slot_of(view.slot(0).owner + 1).number, since)
+        logic.kill()
+    assert client.ask(Op.READ, strings("/w/0")).payload == b""
+    assert len(client.arrived) == 1 + 1 + 2000 + 1, "the reply to WATCH, its first event, the events, the reply to READ"
 
 
 def test_replies_that_were_not_read_are_all_there_in_order(daemon: OurDaemon, client: Client) -> None:
