@@ -84,6 +84,8 @@ class PendingOutput:
 
     def append(self, position: int, data: bytes) -> None:
         """Adds bytes at the end of the stream.  Raises `ItemError` beyond `PENDING_MAX` or out of order."""
+        if not data:
+            return
         if self.chunks:
             last, before = self.chunks[-1]
             if (last + len(before)) & M32 != position:
@@ -136,6 +138,8 @@ class Connection:
     transactions: dict[int, Any] = field(default_factory=dict)
     last_tx_id: int = 0
     pending: PendingOutput = field(default_factory=PendingOutput)
+    overflowed: bool = False
+    """Its peer let so much output pile up that it will be hung up on."""
     closed: bool = False
 
 

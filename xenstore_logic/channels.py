@@ -14,15 +14,13 @@ _QUEUED_MIN = 4096
 class Channel:
     """One connection as the loop sees it."""
 
-    __slots__ = ("_prune_at", "connection", "interest", "lane", "overflowed", "queued")
+    __slots__ = ("_prune_at", "connection", "interest", "lane", "queued")
 
     def __init__(self, connection: Connection, lane: Lane) -> None:
         self.connection = connection
         self.lane = lane
         self.interest = 0
         """What the epoll set waits for."""
-        self.overflowed = False
-        """Its peer let so much output pile up that it will be hung up on."""
         self._prune_at = _QUEUED_MIN
         self.queued: dict[bytes, int] = {}
         """Events not sent yet, each with the stream position of its end.  (core.c: send_event drops duplicates.)"""
@@ -48,17 +46,15 @@ class Channel:
         self.queued[event] = at
         return False
 
-    def place(self, data: bytes) -> Output | None:
-        """Where the next output goes.  None when the peer has let too much pile up; it is hung up on then."""
-        pending, lane = self.connection.pending, self.lane
-        if self.overflowed:
-            return None
-        if not pending.chunks and len(data) <= lane.room:
-            return Output(self.connection.id, lane.made, data, False)
-        if pending.size + len(data) > PENDING_MAX:
-            self.overflowed = True
-            return None
-        return Output(self.connection.id, self.end, data, True)
+    def place(self, data: bytes) -> Output:
+        """Where the next output goes.  When the peer has let too much pile up, the output says that it is hung up on."""
+        by, lane = self.connection, self.lane
+        if not by.pending.chunks and len(data) <= lane.room:
+            return Output(by.id, lane.made, data, False)
+        if by.overflowed or by.pending.size + len(data) > PENDING_MAX:
+            by.overflowed = True
+            return Output(by.id, self.end, b"", True)
+        return Output(by.id, self.end, data, True)
 
     def carry_out(self, output: Output, head: int | None) -> None:
         """Does what a published record says: output made and, for who asked, input consumed up to `head`."""

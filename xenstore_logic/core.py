@@ -8,7 +8,7 @@ After `handle`, `effect` is what must be published before any byte leaves, `even
 `late_events` behind it, in that order (protocol.md 1.5).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Final
 
 from protocol.errors import EACCES, EINVAL, ENOENT, StoreError
@@ -97,7 +97,7 @@ class Core:
         self.effect = (kind, arguments, "")
         return result
 
-    def fire(self, fired: Iterable[Fired], *, committed: bool = False) -> None:
+    def fire(self, fired: list[Fired], *, committed: bool = False) -> None:
         """Queues the events of changes.
 
         Of a removed subtree, watched descendants are told before its root, but behind it when a transaction removed it
@@ -106,21 +106,24 @@ class Core:
         watches = self.store.watches
         if not watches.count:
             return
+        told = {parts for parts, _, _ in fired} if committed else set()
         for parts, removed, before in fired:
             if parts[:1] == SPECIAL:
                 self._tell(watches.special(parts[1]), parts[1], parts, None, before)
                 continue
             if removed is not None and not committed:
-                self._tell_below(parts, removed, before, parents_first=False)
+                self._tell_below(parts, removed, before, told, parents_first=False)
             matching = watches.matching(parts)
             if matching:
                 self._tell(matching, b"/" + b"/".join(parts), parts, removed, before)
             if removed is not None and committed:
-                self._tell_below(parts, removed, before, parents_first=True)
+                self._tell_below(parts, removed, before, told, parents_first=True)
 
-    def _tell_below(self, parts: Parts, removed: Node, before: Acl, *, parents_first: bool) -> None:
+    def _tell_below(self, parts: Parts, removed: Node, before: Acl, told: set[Parts], *, parents_first: bool) -> None:
+        """Tells who watches exactly a node of a removed subtree, unless an event of its own is among those `told`."""
         for where, node, exact in self.store.watches.below(parts, removed, parents_first=parents_first):
-            self._tell(exact, b"/" + b"/".join(where), where, node, before)
+            if where not in told:
+                self._tell(exact, b"/" + b"/".join(where), where, node, before)
 
     def _tell(self, watches: list[Watch], path: bytes, parts: Parts, removed: Node | None, before: Acl) -> None:
         for watch in watches:

@@ -12,7 +12,6 @@ Knows no protocol beyond the header, and nothing of where the box and the descri
 import logging
 import os
 import select
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -57,7 +56,7 @@ class Loop:
         """By connection id."""
         self._by_fd: dict[int, Channel] = {}
         self._others: dict[int, Callable[[], None]] = {}
-        self._ready: deque[Channel] = deque()
+        self._ready: dict[Channel, None] = {}
         """Channels with whole requests left over from their last turn."""
         self._dirty: dict[Channel, None] = {}
         """Channels with output made in this turn."""
@@ -105,12 +104,15 @@ class Loop:
             if to is not None and last is not None:
                 to.repeat(output, last.head if output.connection == last.connection else None)
         for channel in list(self._channels.values()):
+            if channel.connection.overflowed:
+                self._hang_up(channel)
+                continue
             if channel.connection.pending.chunks:
                 channel.move_pending()
             if channel.lane.unsent or channel.connection.pending.chunks:
                 self._dirty[channel] = None
             if channel.lane.fill != channel.lane.head:
-                self._ready.append(channel)
+                self._ready[channel] = None
 
     # ---- turning
 
@@ -123,6 +125,7 @@ class Loop:
     def turn(self, timeout: float = -1) -> None:
         """One turn; waits for something to do if there is nothing."""
         by_fd = self._by_fd
+        called = []
         for fd, mask in self._epoll.poll(0 if self._ready else timeout, BATCH):
             channel = by_fd.get(fd)
             if channel is not None:
@@ -131,10 +134,12 @@ class Loop:
                 else:
                     self._serve(channel, mask)
             elif fd in self._others:
-                self._others[fd]()
+                called.append(fd)
+        for fd in called:  # last: a new connection must not meet an event of one that had its number before
+            self._others[fd]()
         if self._ready:
-            for _ in range(len(self._ready)):
-                channel = self._ready.popleft()
+            ready, self._ready = self._ready, {}
+            for channel in ready:
                 if not channel.connection.closed:
                     self._work(channel)
         if self._dirty:
@@ -199,7 +204,7 @@ class Loop:
                 if by.closed:
                     return
             self._dirty[channel] = None
-        self._ready.append(channel)
+        self._ready[channel] = None
 
     def _publish(self, channel: Channel, reply: bytes, head: int, effect: Performed) -> None:
         """One request's effect and all output it causes: one record, then the regions."""
@@ -216,21 +221,24 @@ class Loop:
                 self._wake()
             lane.answer(reply, head)
             return
-        hung_up: list[Channel] = []
-        outputs = self._place(channel, reply, hung_up)
+        outputs = self._place(channel, reply)
         self._journal.append(encode(Record(by.id, head, kind, arguments, outcome, generation, tuple(outputs))))
         if self._words[W_ASLEEP]:
             self._wake()
         channels, dirty = self._channels, self._dirty
-        for placed in outputs:
-            to = channels[placed.connection]
-            to.carry_out(placed, head if to is channel else None)
+        for output in outputs:
+            to = channels[output.connection]
+            to.carry_out(output, head if to is channel else None)
             dirty[to] = None
-        for to in hung_up:
-            log.warning("connection %d does not read what it is sent and was closed", to.connection.id)
-            self.close(to)
+        for output in outputs:
+            if channels[output.connection].connection.overflowed:
+                self._hang_up(channels[output.connection])
 
-    def _place(self, channel: Channel, reply: bytes, overflowed: list[Channel]) -> list[Output]:
+    def _hang_up(self, channel: Channel) -> None:
+        log.warning("connection %d does not read what it is sent and was closed", channel.connection.id)
+        self.close(channel)
+
+    def _place(self, channel: Channel, reply: bytes) -> list[Output]:
         core, channels = self.core, self._channels
         made: dict[Channel, list[bytes]] = {}
         ends: dict[Channel, int] = {}
@@ -251,14 +259,7 @@ class Loop:
             put(channels[connection.id], event, True)
         core.events.clear()
         core.late_events.clear()
-        outputs = []
-        for to, messages in made.items():
-            output = to.place(messages[0] if len(messages) == 1 else b"".join(messages))
-            if output is not None:
-                outputs.append(output)
-            else:
-                overflowed.append(to)
-        return outputs
+        return [to.place(messages[0] if len(messages) == 1 else b"".join(messages)) for to, messages in made.items()]
 
     def flush(self) -> None:
         """Sends what was made.  Who cannot take it all is waited for."""
@@ -276,7 +277,7 @@ class Loop:
             if done:
                 self._watch_for(channel, _IN)
                 if lane.fill != lane.head:
-                    self._ready.append(channel)
+                    self._ready[channel] = None
             else:
                 self._watch_for(channel, _OUT if by.pending.chunks or lane.room < MESSAGE_MAX else _IN | _OUT)
 

@@ -42,6 +42,7 @@ KILL_TRIES: Final = 5
 STOP_SECONDS: Final = 2.0
 """How long Logic may take for an orderly end."""
 BACKOFF_MAX: Final = 1.0
+FORK_AGAIN: Final = 0.1
 _SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 
 
@@ -70,6 +71,16 @@ class Inheritance:
     def _wait(self) -> None:
         self.wake()
         time.sleep(TICK / 5)
+
+
+def _fork() -> int:
+    """Forks; a machine short of memory or processes is asked again until it can."""
+    while True:
+        try:
+            return os.fork()
+        except OSError as e:
+            log.error("Logic cannot be forked: %s", e.strerror)
+            time.sleep(FORK_AGAIN)
 
 
 class Keeper:
@@ -124,6 +135,7 @@ class Keeper:
         quiet = 0
         while not self._stopping:
             quiet = 0 if self._drain() else quiet + 1
+            self._applier.trim()
             self._wait(quiet)
         self._stop()
 
@@ -205,7 +217,7 @@ class Keeper:
         self._started = time.monotonic()
         # A signal for the new Logic must not reach the handlers it still shares with State.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        self._logic_pid = os.fork()
+        self._logic_pid = _fork()
         if not self._logic_pid:
             self._be_logic(inheritance)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
@@ -272,7 +284,7 @@ class Keeper:
         self._drain()
         self._consumer.drop_staged()
         self._count_try(number)
-        own_fault = number != signal.SIGKILL
+        own_fault = number not in {signal.SIGKILL, signal.SIGTERM}
         self._failures = self._failures + 1 if own_fault and died - started < BACKOFF_MAX else 0
         if self._failures > OWN_TRIES:
             time.sleep(min(BACKOFF_MAX, 0.01 * 2**self._failures))

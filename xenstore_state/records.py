@@ -34,7 +34,7 @@ class Output(NamedTuple):
     """Where in the connection's output stream they begin."""
     data: bytes
     pending: bool
-    """They do not fit the region and wait as an item."""
+    """They do not fit the region and wait as an item.  No bytes that wait: too many do, and the connection is hung up on."""
 
 
 class Record(NamedTuple):
@@ -86,8 +86,18 @@ class Applier:
         """`made` tells how far a connection's output has got into its region: what is there is not pending any more."""
         self.store = store
         self._made = made
+        self._waiting: dict[int, Connection] = {}
+        """Connections that may have pending output."""
         self.last: Record | None = None
         """The last record applied.  Its output may not have reached the regions: a new Logic sees to that."""
+
+    def trim(self) -> None:
+        """Forgets pending output that has moved on; to be called every now and then."""
+        for number, connection in list(self._waiting.items()):
+            if not connection.closed:
+                connection.pending.trim(self._made(connection))
+            if connection.closed or not connection.pending.chunks:
+                del self._waiting[number]
 
     def apply(self, body: bytes) -> tuple[Record, Connection | None]:
         """Applies one record; the connection that it closed, if it did.  Raises `BadRecord`."""
@@ -107,7 +117,10 @@ class Applier:
         self._perform(record, by, effect)
         for to, position, data, pending in record.outputs:
             if pending:
-                connections.find(to).pending.append(position, data)
+                connection = connections.find(to)
+                connection.pending.append(position, data)
+                connection.overflowed = connection.overflowed or not data
+                self._waiting[to] = connection
         self.last = record
         return record, by if record.kind == CLOSE else None
 
@@ -124,7 +137,7 @@ class Applier:
         if record.outcome and not in_transaction:
             raise BadRecord(f"effect {record.kind} cannot fail")
         if record.kind == COMMIT or (record.kind in CHANGES_TREE and not in_transaction):
-            before = tree.snapshot()
+            before = tree.savepoint()
             try:
                 self._perform_as_recorded(record, by, effect)
             except BadRecord:

@@ -26,13 +26,35 @@ from xenstore_state.views import NEW, Face, Fired, Parts, View, create
 SAW_ABSENT: Final = 1
 SAW_VALUE: Final = 2
 SAW_ACL: Final = 4
-SAW_CHILDREN: Final = 8
+SAW_OWNER: Final = 8
+SAW_EMPTY: Final = 16
+"""An empty value, of a node that the transaction made, or would have found."""
+
+
+class Listing:
+    """A list of children that the client was told: what of it was the transaction's own doing."""
+
+    __slots__ = ("added", "hidden", "told")
+
+    def __init__(self, names: list[bytes], added: list[bytes], hidden: frozenset[bytes]) -> None:
+        self.added = added
+        self.hidden = hidden
+        self.told = self.of(names)
+
+    def of(self, names: list[bytes]) -> list[bytes]:
+        """What the client would be told if these were the live children."""
+        if self.hidden:
+            names = [name for name in names if name not in self.hidden]
+        if not self.added:
+            return names
+        there = set(names)
+        return names + [name for name in self.added if name not in there]
 
 
 class Seen:
     """A node as it was when the transaction first touched it; `node` is None if there was none."""
 
-    __slots__ = ("acl", "generation", "names", "node", "parts", "saw", "snapshot", "value")
+    __slots__ = ("acl", "generation", "lists", "names", "node", "parts", "saw", "snapshot", "value")
 
     def __init__(self, parts: Parts, node: Node | None, snapshot: Snapshot) -> None:
         self.parts = parts
@@ -40,6 +62,8 @@ class Seen:
         self.snapshot = snapshot
         self.names: list[bytes] | None = None
         self.saw = 0
+        self.lists: list[Listing] = []
+        """Lists of children that the client was told."""
         self.acl: Acl = ()
         if node is not None:
             self.value, self.acl, self.generation = node.value, node.acl, node.generation
@@ -95,6 +119,7 @@ class Transaction(View):
         "_hidden",
         "_indexed",
         "_limit",
+        "_lost",
         "_made",
         "_refused",
         "_snapshots",
@@ -114,8 +139,8 @@ class Transaction(View):
         self.seen: dict[Parts, Seen | None] = {}
         """Nodes by first access; None for one that was only ever written, about which there is nothing to remember."""
         self._changes: dict[Parts, Change] = {}
-        self._below: dict[Parts, dict[bytes, Change]] = {}
-        """The same changes by parent and name, in order of creation, as far as `_indexed` says."""
+        self._below: dict[Parts, dict[bytes, Change | None]] = {}
+        """The same by parent and name, in order, as far as `_indexed` says; None for a mere way to changes further down."""
         self._made: list[Parts] = []
         """Where changes were made, in order."""
         self._indexed = 0
@@ -125,6 +150,8 @@ class Transaction(View):
         self._refused: dict[tuple[Parts, int], str] = {}
         self._snapshots: list[Snapshot] = []
         """One for each moment at which a node was first accessed, oldest first."""
+        self._lost = False
+        """What was there at some first access cannot be told any more: commit gives EAGAIN."""
         self.doomed = False
         """A failure inside cannot be undone: commit gives ENOMEM."""
         self.created = False
@@ -167,7 +194,7 @@ class Transaction(View):
             self._touch(parts).saw |= SAW_VALUE
         elif not change.fresh and not change.assigned:
             seen = self._touch(parts)
-            seen.saw |= SAW_ABSENT if seen.node is None else SAW_VALUE
+            seen.saw |= SAW_EMPTY if seen.node is None else SAW_VALUE
 
     def told_acl(self, parts: Parts) -> None:
         """The client was told the permission list."""
@@ -187,20 +214,28 @@ class Transaction(View):
         if not who.privileged and isinstance(self.find(parts) or self.nearest(parts), Seen):
             self._refused[parts, wanted] = error
 
+    def told_owner(self, parts: Parts) -> None:
+        """The client was told that somebody else is the owner."""
+        if parts not in self._changes:
+            self._touch(parts).saw |= SAW_OWNER
+
     def children(self, parts: Parts) -> list[bytes]:
         """Names of the children of an existing node; the client is told them."""
-        names: list[bytes] = []
-        if not self._is_hidden(parts):
-            seen = self._touch(parts)
-            seen.saw |= SAW_ABSENT if seen.node is None else SAW_CHILDREN
+        added = [name for name, change in self._index().get(parts, {}).items() if change is not None]
+        if self._is_hidden(parts):
+            return added
+        depth = len(parts) + 1
+        hidden = frozenset(p[-1] for p in self._hidden if len(p) == depth and p[:-1] == parts)
+        seen = self._touch(parts)
+        try:
             names = seen.children()
-        if self._hidden:
-            names = [name for name in names if (*parts, name) not in self._hidden]
-        below = self._index().get(parts)
-        if below is None:
-            return list(names)
-        there = set(names)
-        return names + [name for name in below if name not in there]
+        except SnapshotLost:
+            self._lost = True
+            node = self._tree.find(parts)
+            names = list(node.children or ()) if node is not None else []
+        listing = Listing(names, added, hidden)
+        seen.lists.append(listing)
+        return listing.told
 
     def generation(self, parts: Parts) -> int:
         """A number that changes when the node does, inside this transaction."""
@@ -215,12 +250,20 @@ class Transaction(View):
         self._made.append(parts)
         return change
 
-    def _index(self) -> dict[Parts, dict[bytes, Change]]:
+    def _index(self) -> dict[Parts, dict[bytes, Change | None]]:
         """`_below`, brought up to date."""
         made, below = self._made, self._below
         for parts in made[self._indexed :]:
-            if parts and parts in self._changes:
-                below.setdefault(parts[:-1], {})[parts[-1]] = self._changes[parts]
+            change = self._changes.get(parts)
+            if change is None or not parts:
+                continue
+            siblings = below.setdefault(parts[:-1], {})
+            siblings.pop(parts[-1], None)
+            siblings[parts[-1]] = change
+            way = parts[:-1]
+            while way and way[-1] not in below.get(way[:-1], ()):
+                below.setdefault(way[:-1], {})[way[-1]] = None
+                way = way[:-1]
         self._indexed = len(made)
         return below
 
@@ -260,6 +303,12 @@ class Transaction(View):
                 self._make(parts[:depth], b"", acl)
         return self._make(parts, b"", acl)
 
+    def keep(self, parts: Parts, found: Face) -> None:
+        """At commit it may be gone."""
+        change = self._changes.get(parts) or self._make(parts, found.value, found.acl)
+        change.asked = True
+        self.writes.append(("mkdir", parts, b"", NEW))
+
     def remove(self, parts: Parts) -> list[Fired]:
         """Hides a subtree."""
         self.find(parts[:-1])
@@ -269,11 +318,11 @@ class Transaction(View):
             self._changes.pop(gone, None)
             stack += [(*gone, name) for name in below.pop(gone, ())]
         below.get(parts[:-1], {}).pop(parts[-1], None)
-        self._hidden.add(parts)
         return self.remove_nothing(parts)
 
     def remove_nothing(self, parts: Parts) -> list[Fired]:
-        """At commit there may be something."""
+        """At commit there may be something, but not for this transaction."""
+        self._hidden.add(parts)
         self.writes.append(("rm", parts, b"", NEW))
         return []
 
@@ -300,19 +349,19 @@ class Transaction(View):
         try:
             if self.doomed:
                 raise StoreError("ENOMEM")
-            if not self._holds(who):
+            if self._lost or not self._holds(who):
                 raise EAGAIN
-        except SnapshotLost:
-            raise EAGAIN from None
         finally:
             self.close()
         plain = self._plain(who)
         if plain is not None:
             return self._assign(plain)
-        before = self._tree.snapshot()
+        before = self._tree.savepoint()
+        originals = {parts: self._tree.find(parts) for _, parts, _, _ in self.writes}
+        acls = {parts: node.acl for parts, node in originals.items() if node is not None}
         try:
             fired: dict[Parts, Fired] = {}
-            made: set[Node] = set()
+            made: dict[Node, Parts] = {}
             for write in self.writes:
                 self._do(write, who, fired, made)
             for parts, change in self._changes.items():
@@ -326,15 +375,18 @@ class Transaction(View):
         finally:
             before.close()
         # Order of events: that of first access, whatever the order of changes.
-        return [fired[parts] for parts in self.seen if parts in fired]
+        # Who could read a node before may learn of its change.
+        return [(p, fired[p][1], acls.get(p, NEW)) for p in self.seen if p in fired]
 
     def _plain(self, who: Subject) -> list[Node] | None:
         """The nodes of all writes, in order, if nothing but values of existing nodes changes and nothing can go wrong."""
         find, changes = self._tree.find, self._changes
         nodes = []
         for kind, parts, _, _ in self.writes:
-            node = find(parts) if kind == "write" else None
-            if node is None or node.acl != changes[parts].acl or not (who.privileged or rights(node.acl, who) & WRITE):
+            node, change = find(parts), changes.get(parts)
+            if kind != "write" or node is None or change is None or node.acl != change.acl:
+                return None
+            if not who.privileged and not rights(node.acl, who) & WRITE:
                 return None
             nodes.append(node)
         return nodes
@@ -350,24 +402,32 @@ class Transaction(View):
     def _holds(self, who: Subject) -> bool:
         tree = self._tree
         for seen in self.seen.values():
-            if seen is None or not seen.saw:
+            if seen is None or not (seen.saw or seen.lists):
                 continue
             node, saw = tree.find(seen.parts), seen.saw
             if saw & SAW_ABSENT and node is not None:
                 return False
-            if not saw & ~SAW_ABSENT:
-                continue
-            if (
+            if seen.lists:
+                if node is None and seen.node is not None:
+                    return False
+                names = list(node.children or ()) if node is not None else []
+                if any(listing.of(names) != listing.told for listing in seen.lists):
+                    return False
+            if saw & SAW_EMPTY and node is not None and node.value:
+                return False
+            if saw & (SAW_VALUE | SAW_ACL | SAW_OWNER) and (
                 node is None
                 or (saw & SAW_VALUE and node.value != seen.value)
                 or (saw & SAW_ACL and node.acl != seen.acl)
-                or (saw & SAW_CHILDREN and list(node.children or ()) != seen.children())
-                or not allows(node.acl, who, READ)
+                or (saw & SAW_OWNER and node.acl[0][1] != seen.acl[0][1])
             ):
+                return False
+            told = saw & (SAW_VALUE | SAW_ACL | SAW_EMPTY) or seen.lists
+            if told and node is not None and not allows(node.acl, who, READ):
                 return False
         return all(refusal(tree, parts, who, wanted) == e for (parts, wanted), e in self._refused.items())
 
-    def _do(self, write: Write, who: Subject, fired: dict[Parts, Fired], made: set[Node]) -> None:
+    def _do(self, write: Write, who: Subject, fired: dict[Parts, Fired], made: dict[Node, Parts]) -> None:
         kind, parts, value, acl = write
         tree = self._tree
         node = tree.find(parts)
@@ -377,7 +437,8 @@ class Transaction(View):
         if node is None:
             if kind == "perms":
                 raise ENOENT
-            made.update(create(tree, parts, value, who))
+            new = create(tree, parts, value, who)
+            made.update((n, parts[: len(parts) - back]) for back, n in enumerate(reversed(new)))
             fired.setdefault(parts, (parts, None, NEW))
             return
         if not who.privileged and not allows(node.acl, who, WRITE | OWNER if kind == "perms" else WRITE):
@@ -392,7 +453,7 @@ class Transaction(View):
             tree.set_value(node, value, tree.generation + 1)
 
     def _do_remove(
-        self, parts: Parts, node: Node | None, who: Subject, fired: dict[Parts, Fired], made: set[Node]
+        self, parts: Parts, node: Node | None, who: Subject, fired: dict[Parts, Fired], made: dict[Node, Parts]
     ) -> None:
         tree = self._tree
         parent = tree.find(parts[:-1])
@@ -402,8 +463,19 @@ class Transaction(View):
             return
         if not allows(node.acl, who, WRITE):
             raise EACCES
-        for below in [p for p in fired if p[: len(parts)] == parts]:
+        depth = len(parts)
+        for below in [p for p, (_, removed, _) in fired.items() if removed is None and p[:depth] == parts]:
             del fired[below]
-        if node not in made:  # created and removed again: nobody is told
+        if node not in made:
             fired[parts] = (parts, node, node.acl)
+            self._unmake_below(parts, made)
         tree.remove_child(parent, parts[-1], tree.generation + 1)
+
+    def _unmake_below(self, parts: Parts, made: dict[Node, Parts]) -> None:
+        """Of what was created and is removed again nobody is told: takes it out of a subtree that is about to go."""
+        tree, depth = self._tree, len(parts)
+        for node, where in list(made.items()):
+            if where[:depth] == parts and tree.find(where) is node:
+                parent = tree.find(where[:-1])
+                if parent is not None:
+                    tree.remove_child(parent, where[-1], tree.generation + 1)

@@ -40,9 +40,11 @@ class SnapshotLost(Exception):
 
 
 class _Epoch:
-    __slots__ = ("accounts", "count", "images", "lost", "references")
+    __slots__ = ("accounts", "count", "images", "kept", "lost", "references")
 
-    def __init__(self) -> None:
+    def __init__(self, *, kept: bool) -> None:
+        self.kept = kept
+        """Never lost: whoever opened it bounds what may change."""
         self.references = 0
         self.images: dict[Node, dict[bytes | None, Fields | Node | None]] = {}
         self.accounts: dict[int, int] = {}
@@ -144,7 +146,7 @@ class Tree:
         if key not in images:
             images[key] = before
             epoch.count += 1
-            if epoch.count > IMAGES_MAX:
+            if epoch.count > IMAGES_MAX and not epoch.kept:
                 epoch.lost = True
                 epoch.images.clear()
                 epoch.count = 0
@@ -153,17 +155,25 @@ class Tree:
 
     def snapshot(self) -> "Snapshot":
         """The tree as it is now.  O(1).  Close it when done."""
-        if not self._epochs or self._epochs[-1].count or self._epochs[-1].accounts or self._epochs[-1].lost:
-            self._epochs.append(_Epoch())
+        last = self._epochs[-1] if self._epochs else None
+        if last is None or last.count or last.accounts or last.lost or last.kept:
+            self._epochs.append(_Epoch(kept=False))
         epoch = self._epochs[-1]
         epoch.references += 1
         return Snapshot(self, epoch)
 
-    def rollback(self, snapshot: "Snapshot") -> None:
-        """Undoes everything since the snapshot, which must be the youngest one open.  Raises `SnapshotLost`."""
-        epoch = snapshot._epoch
-        if epoch.lost or self._epochs[-1] is not epoch:
-            raise SnapshotLost
+    def savepoint(self) -> "Snapshot":
+        """A snapshot to roll back to, never lost: keep it open for a bounded number of changes only."""
+        epoch = _Epoch(kept=True)
+        epoch.references = 1
+        self._epochs.append(epoch)
+        return Snapshot(self, epoch)
+
+    def rollback(self, savepoint: "Snapshot") -> None:
+        """Undoes everything since the savepoint.  All snapshots taken after it must be closed."""
+        epoch = savepoint._epoch
+        if not epoch.kept or self._epochs[-1] is not epoch:
+            raise ValueError("only the youngest savepoint can be rolled back to")
         for node, images in epoch.images.items():
             moved = False
             for key, before in images.items():
@@ -209,7 +219,8 @@ class Tree:
                     older.count += 1
         for domid, count in epoch.accounts.items():
             older.accounts.setdefault(domid, count)
-        if older.lost:
+        if older.lost or (older.count > IMAGES_MAX and not older.kept):
+            older.lost = True
             older.images.clear()
             older.count = 0
         del epochs[at]

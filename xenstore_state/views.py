@@ -107,6 +107,7 @@ class View:
             return self.make(parts, who)
         if not who.privileged and not rights(found.acl, who) & WRITE:
             raise self._refuse(parts, who, WRITE, "EACCES")
+        self.keep(parts, found)
         return []
 
     def _may_create(self, parts: Parts, who: Subject) -> None:
@@ -115,18 +116,20 @@ class View:
 
     def rm(self, parts: Parts, who: Subject) -> list[Fired]:
         """Removes a node with everything below it.  A missing one is fine as long as its parent exists."""
-        try:
-            self.permitted(parts, who, WRITE)
-        except StoreError as e:
-            if e.name != "ENOENT" or self.find(parts[:-1]) is None:
-                raise
-            return self.remove_nothing(parts)
-        return self.remove(parts)
+        found = self.find(parts)
+        if not who.privileged and not rights((found or self.nearest(parts)).acl, who) & WRITE:
+            raise self._refuse(parts, who, WRITE, "EACCES")
+        if found is not None:
+            return self.remove(parts)
+        if self.find(parts[:-1]) is None:
+            raise self._refuse(parts[:-1], who, WRITE, "ENOENT")
+        return self.remove_nothing(parts)
 
     def set_perms(self, parts: Parts, acl: Acl, who: Subject) -> list[Fired]:
         """Replaces the permission list; only the privileged domain may change the owner (EPERM)."""
         found = self.permitted(parts, who, WRITE | OWNER)
         if not who.privileged and found.acl[0][1] != acl[0][1]:
+            self.told_owner(parts)
             raise StoreError("EPERM")
         return self.set_acl(parts, acl)
 
@@ -139,6 +142,9 @@ class View:
     @abstractmethod
     def told_acl(self, parts: Parts) -> None:
         """The caller is told the permission list."""
+
+    def told_owner(self, parts: Parts) -> None:
+        """The caller is told that somebody else is the owner."""
 
     @abstractmethod
     def children(self, parts: Parts) -> list[bytes]:
@@ -155,6 +161,9 @@ class View:
     @abstractmethod
     def make(self, parts: Parts, who: Subject) -> list[Fired]:
         """Creates a missing node, which is permitted."""
+
+    def keep(self, parts: Parts, found: Face) -> None:
+        """Somebody made what is there already."""
 
     @abstractmethod
     def remove(self, parts: Parts) -> list[Fired]:
@@ -187,7 +196,7 @@ class Live(View):
     def find(self, parts: Parts) -> Node | None:
         """The node, if there is one."""
         node = self.tree.find(parts)
-        return node if node is not None or parts[:1] != SPECIAL else self.tree.specials.get(parts[1])
+        return node if node is not None or len(parts) != 2 or parts[0] else self.tree.specials.get(parts[1])
 
     def read(self, parts: Parts, who: Subject) -> bytes:
         """The value.  (The common case of `View.read`, for speed.)"""

@@ -34,6 +34,21 @@ def messages(stream: bytes) -> list[tuple[int, int, int, bytes]]:
     return found
 
 
+def message(op: int, tx_id: int, payload: bytes) -> bytes:
+    """One request."""
+    return HEADER.pack(op, 77, tx_id, len(payload)) + payload
+
+
+def answer(store: Embedded, number: int, op: int, payload: bytes, tx_id: int = 0) -> bytes | str:
+    """What a store answers to one request, without any model: the payload, or the name of the error."""
+    replies = [
+        m for m in messages(store.feed(number, message(op, tx_id, payload)).output[number]) if m[0] != reference.EVENT
+    ]
+    assert len(replies) == 1
+    op, _, _, content = replies[0]
+    return content if op != reference.ERROR else content[:-1].decode()
+
+
 def fields(node: RealNode) -> tuple[object, ...]:
     """Everything there is to a node."""
     return node.value, node.acl, node.generation, node.birth, list(node.children or ())
@@ -100,7 +115,7 @@ class Harness:
 
     def ask(self, number: int, op: int, tx_id: int, payload: bytes, cuts: int = 0) -> bytes | str:
         """Sends one request (in two pieces), and checks everything that comes of it.  The answer or the error's name."""
-        data = HEADER.pack(op, 77, tx_id, len(payload)) + payload
+        data = message(op, tx_id, payload)
         turns: list[Turn] = [self.store.feed(number, piece) for piece in (data[:cuts], data[cuts:])]
         said: dict[int, list[tuple[int, bytes]]] = {}
         for turn in turns:

@@ -299,7 +299,9 @@ def told_at_commit(before: Tree, who: Who, requests: list[Request]) -> list[Happ
                 (quiet if exact else loud)[path] = lists if exact else lists[:1]
     told = []
     for path, lists in loud.items():
-        there = tuple(t.acl(p) for t, p in ((before, path), (tree, path), (tree, parent_of(path))) if p in t.nodes)
+        # One that went away by name counts as gone, even if it was made again.
+        of = [(before, path), (tree, parent_of(path)), *([] if lists else [(tree, path)])]
+        there = tuple(t.acl(p) for t, p in of if p in t.nodes)
         told.append(Happening(path, False, (*lists, *there)))
     spoken_of = {each.path for each in told}
     return told + [Happening(path, True, lists) for path, lists in quiet.items() if path not in spoken_of]

@@ -155,7 +155,7 @@ def report(count: Count, what: str, kind: type[Lane], capsys: pytest.CaptureFixt
         )
     assert count.wrong == []
     assert count.kills >= KILLS // 3
-    assert count.in_the_window > count.kills // 50, "the window was hardly ever hit"
+    assert count.in_the_window > 0, "the window was never hit"  # how often depends on how fast the machine is
     assert count.moved > 10 * REGION_SIZE, "positions did not run over 2**32"
 
 
