@@ -109,40 +109,37 @@ class Core:
         told = {parts for parts, _, _ in fired} if committed else set()
         for parts, removed, before in fired:
             if parts[:1] == SPECIAL:
-                self._tell(watches.special(parts[1]), parts[1], parts, None, before)
+                self._tell(watches.special(parts[1]), parts[1], self._acls(parts, None, before))
                 continue
             if removed is not None and not committed:
-                self._tell_below(parts, removed, before, told, parents_first=False)
+                self._tell_below(parts, removed, told, parents_first=False)
             matching = watches.matching(parts)
             if matching:
-                self._tell(matching, b"/" + b"/".join(parts), parts, removed, before)
+                self._tell(matching, b"/" + b"/".join(parts), self._acls(parts, removed, before))
             if removed is not None and committed:
-                self._tell_below(parts, removed, before, told, parents_first=True)
+                self._tell_below(parts, removed, told, parents_first=True)
 
-    def _tell_below(self, parts: Parts, removed: Node, before: Acl, told: set[Parts], *, parents_first: bool) -> None:
+    def _tell_below(self, parts: Parts, removed: Node, told: set[Parts], *, parents_first: bool) -> None:
         """Tells who watches exactly a node of a removed subtree, unless an event of its own is among those `told`."""
-        for where, node, exact in self.store.watches.below(parts, removed, parents_first=parents_first):
+        for where, node, parent, exact in self.store.watches.below(parts, removed, parents_first=parents_first):
             if where not in told:
-                self._tell(exact, b"/" + b"/".join(where), where, node, before)
+                self._tell(exact, b"/" + b"/".join(where), [node.acl, parent.acl])
 
-    def _tell(self, watches: list[Watch], path: bytes, parts: Parts, removed: Node | None, before: Acl) -> None:
+    def _tell(self, watches: list[Watch], path: bytes, acls: list[Acl]) -> None:
+        """Queues events for those who may read by any of the permission lists (watch.c: watch_permitted)."""
         for watch in watches:
             connection = watch.connection
-            if connection.privileged or self._visible(connection, parts, removed, before):
+            if connection.privileged or any(allows(acl, connection.subject, READ) for acl in acls):
                 event = watch_event(path[watch.strip :], watch.token)
                 if event is not None:
                     self.events.append((connection, event))
 
-    def _visible(self, connection: Connection, parts: Parts, removed: Node | None, before: Acl) -> bool:
-        """Whether a connection may learn of a change: it may read the node, or could before, or its parent."""
-        who = connection.subject
-        if before and allows(before, who, READ):
-            return True
+    def _acls(self, parts: Parts, removed: Node | None, before: Acl) -> list[Acl]:
+        """Permission lists by which one may learn of a change: the node's, also as it was before, and its parent's."""
         node = removed if removed is not None else self.store.live.find(parts)
         parent = self.store.tree.find(parts[:-1] if parts[:1] != SPECIAL else ())
-        return (node is not None and allows(node.acl, who, READ)) or (
-            parent is not None and allows(parent.acl, who, READ)
-        )
+        acls = [found.acl for found in (node, parent) if found is not None]
+        return [before, *acls] if before else acls
 
     def listing(self, by: Connection, tx_id: int, path: bytes) -> tuple[int, bytes]:
         """(generation, children's names, each with its NUL) of a node, for DIRECTORY and DIRECTORY_PART.

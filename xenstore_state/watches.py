@@ -107,8 +107,8 @@ class WatchTrie:
 
     def below(
         self, parts: tuple[bytes, ...], removed: Node, *, parents_first: bool
-    ) -> Iterator[tuple[tuple[bytes, ...], Node, list[Watch]]]:
-        """For a removed subtree: (names, node, watches on exactly it) of each watched node below its root."""
+    ) -> Iterator[tuple[tuple[bytes, ...], Node, Node, list[Watch]]]:
+        """For a removed subtree: (names, node, its parent, watches on exactly it) of each watched node below its root."""
         branch = self._root
         for name in parts:
             found = branch.branches.get(name)
@@ -116,18 +116,18 @@ class WatchTrie:
                 return
             branch = found
         # Depth first without recursion: every node comes up twice, before and after what is below it.
-        stack: list[tuple[tuple[bytes, ...], Node, _Branch, bool]] = [(parts, removed, branch, True)]
+        stack: list[tuple[tuple[bytes, ...], Node, Node, _Branch, bool]] = [(parts, removed, removed, branch, True)]
         while stack:
-            where, node, branch, before = stack.pop()
+            where, node, parent, branch, before = stack.pop()
             if before == parents_first and branch.watches and node is not removed:
-                yield where, node, list(branch.watches)
+                yield where, node, parent, list(branch.watches)
             if not before:
                 continue
-            stack.append((where, node, branch, False))
+            stack.append((where, node, parent, branch, False))
             children = node.children
             if children and branch.branches:
                 for name in reversed(_in_both(children, branch.branches)):
-                    stack.append(((*where, name), children[name], branch.branches[name], True))
+                    stack.append(((*where, name), children[name], node, branch.branches[name], True))
 
 
 def _in_both(children: dict[bytes, Node], branches: dict[bytes, _Branch]) -> list[bytes]:
