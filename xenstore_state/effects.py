@@ -11,14 +11,14 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from protocol.errors import EINVAL, ENOENT, ENOSPC
+from protocol.errors import EINVAL, ENOENT
 from protocol.ops import SOCKET_FEATURES
 from protocol.paths import check_path, components
 from recovery_box.items import Connection
 from xenstore_state import quotas
 from xenstore_state.access import Acl
 from xenstore_state.store import Store
-from xenstore_state.views import SPECIAL, Fired, Parts, View
+from xenstore_state.views import SPECIAL, Fired, Parts
 
 READ: Final = 1
 DIRECTORY: Final = 2
@@ -72,18 +72,12 @@ def write(store: Store, by: Connection, tx_id: int, path: bytes, value: bytes) -
     """WRITE."""
     if path[:1] == b"@":
         raise EINVAL
-    view, parts = store.view(by, tx_id), names_of(path)
-    if by.subject.quotas is not None:
-        _within(store, by, view, parts, value)
-    return view.write(parts, value, by.subject)
+    return store.view(by, tx_id).write(names_of(path), value, by.subject)
 
 
 def mkdir(store: Store, by: Connection, tx_id: int, path: bytes) -> list[Fired]:
     """MKDIR."""
-    view, parts = store.view(by, tx_id), _node(path)
-    if by.subject.quotas is not None:
-        _within(store, by, view, parts, b"")
-    return view.mkdir(parts, by.subject)
+    return store.view(by, tx_id).mkdir(_node(path), by.subject)
 
 
 def rm(store: Store, by: Connection, tx_id: int, path: bytes) -> list[Fired]:
@@ -212,19 +206,3 @@ def _node(path: bytes) -> Parts:
     if path[:1] == b"@":
         raise EINVAL
     return names_of(path)
-
-
-def _within(store: Store, by: Connection, view: View, parts: Parts, value: bytes) -> None:
-    """Quotas on a node about to be written by a domain that quotas bind.  Raises ENOSPC."""
-    limits = by.subject.quotas
-    found = view.find(parts)
-    acl = found.acl if found is not None else view.nearest(parts).acl
-    names = 0
-    if found is None:
-        if quotas.exceeds(store.tree.owned.get(by.domid, 0) + 1, limits["nodes"]):
-            raise ENOSPC
-    else:
-        node = store.tree.find(parts)
-        names = sum(len(name) + 1 for name in node.children or ()) if node is not None else 0
-    if quotas.exceeds(quotas.node_size(value, len(acl), names), limits["node-size"]):
-        raise ENOSPC

@@ -20,6 +20,7 @@ from typing import Final, Literal
 from protocol.errors import EACCES, EAGAIN, ENOENT, ENOSPC, StoreError
 from protocol.permissions import READ, WRITE
 from xenstore_state.access import OWNER, Acl, Subject, allows, inherited, rights
+from xenstore_state.quotas import exceeds
 from xenstore_state.tree import Node, Snapshot, SnapshotLost, Tree
 from xenstore_state.views import NEW, Face, Fired, Parts, View, create
 
@@ -123,7 +124,6 @@ class Transaction(View):
         "_made",
         "_refused",
         "_snapshots",
-        "_tree",
         "created",
         "doomed",
         "seen",
@@ -134,7 +134,7 @@ class Transaction(View):
     def __init__(self, tx_id: int, tree: Tree, limit: int) -> None:
         """At most `limit` nodes may be touched; the one beyond dooms the transaction (ENOSPC, then ENOMEM at commit)."""
         self.tx_id = tx_id
-        self._tree = tree
+        super().__init__(tree)
         self._limit = limit
         self.seen: dict[Parts, Seen | None] = {}
         """Nodes by first access; None for one that was only ever written, about which there is nothing to remember."""
@@ -170,8 +170,8 @@ class Transaction(View):
             self._count(parts)
             snapshots = self._snapshots
             if not snapshots or not snapshots[-1].current:
-                snapshots.append(self._tree.snapshot())
-            seen = self.seen[parts] = Seen(parts, self._tree.find(parts), snapshots[-1])
+                snapshots.append(self.tree.snapshot())
+            seen = self.seen[parts] = Seen(parts, self.tree.find(parts), snapshots[-1])
         return seen
 
     def _count(self, parts: Parts) -> None:
@@ -216,8 +216,11 @@ class Transaction(View):
 
     def told_owner(self, parts: Parts) -> None:
         """The client was told that somebody else is the owner."""
-        if parts not in self._changes:
+        change = self._changes.get(parts)
+        if change is None:
             self._touch(parts).saw |= SAW_OWNER
+        else:
+            change.asked = True
 
     def children(self, parts: Parts) -> list[bytes]:
         """Names of the children of an existing node; the client is told them."""
@@ -231,7 +234,7 @@ class Transaction(View):
             names = seen.children()
         except SnapshotLost:
             self._lost = True
-            node = self._tree.find(parts)
+            node = self.tree.find(parts)
             names = list(node.children or ()) if node is not None else []
         listing = Listing(names, added, hidden)
         seen.lists.append(listing)
@@ -269,8 +272,8 @@ class Transaction(View):
 
     def write(self, parts: Parts, value: bytes, who: Subject) -> list[Fired]:
         """Sets a value.  (The common case of `View.write`, for speed: a node that exists and was not touched.)"""
-        if parts not in self._changes and parts not in self.seen and not self._hidden:
-            node = self._tree.find(parts)
+        if parts not in self._changes and parts not in self.seen and not self._hidden and who.quotas is None:
+            node = self.tree.find(parts)
             if node is not None and (who.privileged or rights(node.acl, who) & WRITE):
                 self._count(parts)
                 self.seen[parts] = None
@@ -296,11 +299,13 @@ class Transaction(View):
         return []
 
     def _create(self, parts: Parts, who: Subject) -> Change:
-        acl = inherited(self.nearest(parts).acl, who)
         self.created = True
-        for depth in range(1, len(parts)):
-            if self.find(parts[:depth]) is None:
-                self._make(parts[:depth], b"", acl)
+        depth = len(parts) - 1
+        while (parent := self.find(parts[:depth])) is None:
+            depth -= 1
+        acl = inherited(parent.acl, who)
+        for missing in range(depth + 1, len(parts)):
+            self._make(parts[:missing], b"", acl)
         return self._make(parts, b"", acl)
 
     def keep(self, parts: Parts, found: Face) -> None:
@@ -336,6 +341,10 @@ class Transaction(View):
         self.writes.append(("perms", parts, b"", acl))
         return []
 
+    def doom(self) -> None:
+        """A change failed half way."""
+        self.doomed = True
+
     # ---- the end
 
     def close(self) -> None:
@@ -356,8 +365,8 @@ class Transaction(View):
         plain = self._plain(who)
         if plain is not None:
             return self._assign(plain)
-        before = self._tree.savepoint()
-        originals = {parts: self._tree.find(parts) for _, parts, _, _ in self.writes}
+        before = self.tree.savepoint()
+        originals = {parts: self.tree.find(parts) for _, parts, _, _ in self.writes}
         acls = {parts: node.acl for parts, node in originals.items() if node is not None}
         try:
             fired: dict[Parts, Fired] = {}
@@ -366,12 +375,14 @@ class Transaction(View):
                 self._do(write, who, fired, made)
             for parts, change in self._changes.items():
                 if change.asked:
-                    node = self._tree.find(parts)
+                    node = self.tree.find(parts)
                     if node is None or node.acl != change.acl:
                         raise EAGAIN
-        except StoreError:
-            self._tree.rollback(before)
-            raise EAGAIN from None
+            if self.created and who.quotas and exceeds(self.tree.owned.get(who.domid, 0), who.quotas["nodes"]):
+                raise ENOSPC
+        except StoreError as e:
+            self.tree.rollback(before)
+            raise (ENOSPC if e.name == "ENOSPC" else EAGAIN) from None
         finally:
             before.close()
         # Order of events: that of first access, whatever the order of changes.
@@ -380,7 +391,7 @@ class Transaction(View):
 
     def _plain(self, who: Subject) -> list[Node] | None:
         """The nodes of all writes, in order, if nothing but values of existing nodes changes and nothing can go wrong."""
-        find, changes = self._tree.find, self._changes
+        find, changes = self.tree.find, self._changes
         nodes = []
         for kind, parts, _, _ in self.writes:
             node, change = find(parts), changes.get(parts)
@@ -392,7 +403,7 @@ class Transaction(View):
         return nodes
 
     def _assign(self, nodes: list[Node]) -> list[Fired]:
-        tree = self._tree
+        tree = self.tree
         fired: dict[Parts, Fired] = {}
         for node, (_, parts, value, _) in zip(nodes, self.writes, strict=True):
             tree.set_value(node, value, tree.generation + 1)
@@ -400,7 +411,7 @@ class Transaction(View):
         return [fired[parts] for parts in self.seen if parts in fired]
 
     def _holds(self, who: Subject) -> bool:
-        tree = self._tree
+        tree = self.tree
         for seen in self.seen.values():
             if seen is None or not (seen.saw or seen.lists):
                 continue
@@ -429,7 +440,7 @@ class Transaction(View):
 
     def _do(self, write: Write, who: Subject, fired: dict[Parts, Fired], made: dict[Node, Parts]) -> None:
         kind, parts, value, acl = write
-        tree = self._tree
+        tree = self.tree
         node = tree.find(parts)
         if kind == "rm":
             self._do_remove(parts, node, who, fired, made)
@@ -455,11 +466,13 @@ class Transaction(View):
     def _do_remove(
         self, parts: Parts, node: Node | None, who: Subject, fired: dict[Parts, Fired], made: dict[Node, Parts]
     ) -> None:
-        tree = self._tree
+        tree = self.tree
         parent = tree.find(parts[:-1])
         if parent is None:
             raise ENOENT
         if node is None:
+            if refusal(tree, parts, who, WRITE) == "EACCES":
+                raise EACCES
             return
         if not allows(node.acl, who, WRITE):
             raise EACCES
@@ -473,7 +486,7 @@ class Transaction(View):
 
     def _unmake_below(self, parts: Parts, made: dict[Node, Parts]) -> None:
         """Of what was created and is removed again nobody is told: takes it out of a subtree that is about to go."""
-        tree, depth = self._tree, len(parts)
+        tree, depth = self.tree, len(parts)
         for node, where in list(made.items()):
             if where[:depth] == parts and tree.find(where) is node:
                 parent = tree.find(where[:-1])

@@ -5,15 +5,17 @@ it to the tree; `Transaction` (its own module) to an overlay.  Logic calls these
 the same ones to apply a record, so State asks every question of access itself.
 
 Hiding (core.c: errno_from_parents): whoever has none of the wanted rights on the nearest existing ancestor is not told
-whether anything exists below it.  Knows no paths as text, no quotas, no watches.
+whether anything exists below it.  Quotas bind whoever has some: they are asked for behind the rights.
+Knows no paths as text and no watches.
 """
 
 from abc import abstractmethod
 from typing import Final, Protocol
 
-from protocol.errors import EACCES, ENOENT, StoreError
+from protocol.errors import EACCES, ENOENT, ENOSPC, StoreError
 from protocol.permissions import READ, WRITE
 from xenstore_state.access import OWNER, Acl, Subject, inherited, rights
+from xenstore_state.quotas import exceeds, node_size
 from xenstore_state.tree import Node, Tree
 
 Parts = tuple[bytes, ...]
@@ -38,7 +40,10 @@ class Face(Protocol):
 class View:
     """The operations.  Names from the root say which node is meant; StoreErrors say why not."""
 
-    __slots__ = ()
+    __slots__ = ("tree",)
+
+    def __init__(self, tree: Tree) -> None:
+        self.tree = tree
 
     @abstractmethod
     def find(self, parts: Parts) -> Face | None:
@@ -94,9 +99,13 @@ class View:
         found = self.find(parts)
         if found is None:
             self._may_create(parts, who)
+            if who.quotas is not None:
+                self._may_grow(parts, None, who.quotas, self.nearest(parts).acl, value)
             return self.put(parts, value, who, NEW)
         if not who.privileged and not rights(found.acl, who) & WRITE:
             raise self._refuse(parts, who, WRITE, "EACCES")
+        if who.quotas is not None:
+            self._may_grow(parts, found, who.quotas, found.acl, value)
         return self.put(parts, value, who, found.acl)
 
     def mkdir(self, parts: Parts, who: Subject) -> list[Fired]:
@@ -111,8 +120,39 @@ class View:
         return []
 
     def _may_create(self, parts: Parts, who: Subject) -> None:
-        if not who.privileged and not rights(self.nearest(parts).acl, who) & WRITE:
+        if who.privileged:
+            return
+        parent = self.nearest(parts)
+        if not rights(parent.acl, who) & WRITE:
             raise self._refuse(parts, who, WRITE, "EACCES")
+        if who.quotas is None:
+            return
+        if exceeds(self.tree.owned.get(who.domid, 0) + 1, who.quotas["nodes"]):
+            raise ENOSPC
+        depth = len(parts) - 1
+        while self.find(parts[:depth]) is None:
+            depth -= 1
+        self._may_grow(parts[:depth], parent, who.quotas, parent.acl, parent.value, parts[depth])
+
+    def _may_grow(
+        self, parts: Parts, found: Face | None, limits: dict[str, int], acl: Acl, value: bytes, child: bytes = b""
+    ) -> None:
+        """Whether a node may be written like this, with one more child perhaps.  Raises ENOSPC; then a commit cannot succeed.
+
+        What makes it smaller is always allowed.
+        """
+        limit = limits["node-size"]
+        node = self.tree.find(parts)
+        names = len(child) + bool(child)
+        for name in (node.children or ()) if node is not None else ():
+            if names > limit:
+                break  # enough: a node that large is too large anyway
+            names += len(name) + 1
+        size = node_size(value, len(acl), names)
+        before = node_size(found.value, len(found.acl), names) if found is not None and not child else 0
+        if exceeds(size, limit) and (not before or size > before):
+            self.doom()
+            raise ENOSPC
 
     def rm(self, parts: Parts, who: Subject) -> list[Fired]:
         """Removes a node with everything below it.  A missing one is fine as long as its parent exists."""
@@ -131,6 +171,8 @@ class View:
         if not who.privileged and found.acl[0][1] != acl[0][1]:
             self.told_owner(parts)
             raise StoreError("EPERM")
+        if who.quotas is not None:
+            self._may_grow(parts, found, who.quotas, acl, found.value)
         return self.set_acl(parts, acl)
 
     # ---- what a view does about it
@@ -165,6 +207,9 @@ class View:
     def keep(self, parts: Parts, found: Face) -> None:
         """Somebody made what is there already."""
 
+    def doom(self) -> None:
+        """A change failed half way."""
+
     @abstractmethod
     def remove(self, parts: Parts) -> list[Fired]:
         """Removes an existing node, which is permitted."""
@@ -181,10 +226,7 @@ class View:
 class Live(View):
     """The live tree: operations take effect at once."""
 
-    __slots__ = ("tree",)
-
-    def __init__(self, tree: Tree) -> None:
-        self.tree = tree
+    __slots__ = ()
 
     def _node(self, parts: Parts) -> Node:
         """The node, which must exist."""
@@ -207,6 +249,8 @@ class Live(View):
 
     def write(self, parts: Parts, value: bytes, who: Subject) -> list[Fired]:
         """Sets a value.  (`View.write` in one piece, for speed.)"""
+        if who.quotas is not None:
+            return super().write(parts, value, who)
         tree = self.tree
         node = tree.find(parts)
         if node is None:
