@@ -11,6 +11,8 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from protocol.errors import StoreError
+from protocol.wire import PAYLOAD_MAX
+from recovery_box.box import REGION_SIZE
 from recovery_box.items import M32, PENDING_MAX, Connection, ItemError
 from xenstore_state.effects import CHANGES_TREE, CLOSE, COMMIT, EFFECTS, IN_TRANSACTION, WRITE, Effect, names_of
 from xenstore_state.store import Store
@@ -20,6 +22,10 @@ _pack: Final = msgpack.Packer(autoreset=True).pack
 
 encode: Final[Callable[["Record | tuple[Any, ...]"], bytes]] = _pack
 """A record (or a plain tuple of its fields) as it stands in the journal."""
+
+ARGUMENT_MAX: Final = PAYLOAD_MAX + 32
+"""Longest argument: a payload, made canonical."""
+_SIZED: Final = frozenset({bytes, str, tuple})
 
 
 class BadRecord(Exception):
@@ -106,11 +112,9 @@ class Applier:
         by = connections.get(record.connection)
         if by is None:
             raise BadRecord(f"connection {record.connection} is not there")
-        for to, position, data, pending in record.outputs:
-            if to not in connections:
-                raise BadRecord(f"output for connection {to}, which is not there")
-            if pending:
-                self._check_pending(connections.find(to), position, data)
+        if any(type(a) in _SIZED and len(a) > ARGUMENT_MAX for a in record.arguments):
+            raise BadRecord(f"effect {record.kind} with an argument that no client can have sent")
+        self._check_outputs(record)
         effect = EFFECTS.get(record.kind)
         if effect is None or tuple(map(type, record.arguments)) != effect.arguments:
             raise BadRecord(f"effect {record.kind} with {record.arguments!r:.200}")
@@ -133,7 +137,11 @@ class Applier:
         if record.kind == WRITE and record.generation == tree.generation + 1 and self._changes_one_node(record):
             self._perform_as_recorded(record, by, effect)  # nothing to undo: it happens as recorded or not at all
             return
-        in_transaction = record.kind in IN_TRANSACTION and record.arguments[0]
+        in_transaction = (
+            record.kind in IN_TRANSACTION
+            and record.arguments[0]
+            and (record.kind == COMMIT or record.arguments[1][:1] != b"@")  # special nodes are never isolated
+        )
         if record.outcome and not in_transaction:
             raise BadRecord(f"effect {record.kind} cannot fail")
         if record.kind == COMMIT or (record.kind in CHANGES_TREE and not in_transaction):
@@ -170,6 +178,21 @@ class Applier:
             raise BadRecord(f"effect {record.kind} ends in {outcome or 'success'}, not {record.outcome or 'success'}")
         if record.generation != self.store.tree.generation:
             raise BadRecord(f"generation {record.generation}, {self.store.tree.generation} here")
+
+    def _check_outputs(self, record: Record) -> None:
+        outputs = record.outputs
+        if len(outputs) > 1 and len({output[0] for output in outputs}) < len(outputs):
+            raise BadRecord("two outputs for one connection")
+        if outputs and record.kind == CLOSE:
+            raise BadRecord("a closing with output")
+        for number, position, data, pending in outputs:
+            to = self.store.items.connections.get(number)
+            if to is None:
+                raise BadRecord(f"output for connection {number}, which is not there")
+            if pending:
+                self._check_pending(to, position, data)
+            elif len(data) > REGION_SIZE:
+                raise BadRecord(f"{len(data)} bytes of output, more than a region holds")
 
     def _check_pending(self, to: Connection, position: int, data: bytes) -> None:
         to.pending.trim(self._made(to))

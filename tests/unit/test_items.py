@@ -59,11 +59,10 @@ def test_a_table_is_a_bounded_dictionary(steps: list[tuple[str, int, int]]) -> N
     assert list(table) == list(model.values())
 
 
-def test_there_is_a_bound_on_connections() -> None:
-    bounded = Items(max_connections=1)
-    bounded.connections.insert(1, Connection(1, 0, 5, 0, True, True))
-    with pytest.raises(ItemError):
-        bounded.connections.insert(2, Connection(2, 1, 6, 0, True, True))
+def test_there_is_a_table_of_each_kind_of_item_and_all_are_empty() -> None:
+    tables = [getattr(Items(), name) for name in Items.__slots__]
+    assert all(isinstance(table, Table) and not len(table) for table in tables)
+    assert len({table.kind for table in tables}) == len(tables)
 
 
 def test_two_connections_share_nothing_to_begin_with() -> None:

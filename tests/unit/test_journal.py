@@ -428,8 +428,9 @@ def test_after_a_refusal_discard_gives_up_the_rest_and_a_new_producer_continues(
         box.memory[PAGE + (starts[hit] + 8) % SMALL] ^= 1
         delivered, refused = read_until_refused(consumer)
         assert refused
-        given_up = consumer.discard()
-        assert all(one in bodies[hit:] for one in given_up)
+        given_up, all_of_it = consumer.discard()
+        assert given_up == bodies[hit : hit + len(given_up)]
+        assert all_of_it == (len(given_up) == len(bodies) - hit)
         assert consumer.empty
         producer = Producer(box, consumer.sequence, refuse)
         producer.append(b"new")
@@ -437,11 +438,11 @@ def test_after_a_refusal_discard_gives_up_the_rest_and_a_new_producer_continues(
 
 
 def test_discard_tells_what_was_given_up_as_far_as_it_can_be_read(box: Box) -> None:
-    consumer, starts = publish(box, [b"good", b"refused later on", b"third"], 0)
+    consumer, _ = publish(box, [b"good", b"refused later on", b"third"], 0)
     for one in consumer.records():
         if one == b"refused later on":  # whoever applies records refused this one
             break
-    assert consumer.discard() == [b"refused later on", b"third"]
+    assert consumer.discard() == ([b"refused later on", b"third"], True)
     assert consumer.empty
 
 
@@ -462,8 +463,21 @@ def test_discard_never_fails_and_leaves_an_empty_ring_whatever_the_head(
         assert list(consumer.records()) == [b"new"]
 
 
+def test_discard_says_when_it_cannot_read_everything(box: Box) -> None:
+    """Whoever asks must then suppose that everybody was concerned."""
+    consumer, starts = publish(box, [b"good", b"refused", b"damaged", b"last"], 0)
+    box.memory[PAGE + starts[2] + ENTRY] ^= 1
+    delivered, refused = read_until_refused(consumer)
+    assert (delivered, refused) == ([b"good", b"refused"], True)
+    assert consumer.discard() == ([], False)
+    consumer, _ = publish(fresh(box), [b"good"], 0)
+    box.words[W_HEAD] += 3
+    assert consumer.discard() == ([], False)
+    assert consumer.empty
+
+
 def test_an_empty_journal_yields_nothing(tmp_path: Path) -> None:
     consumer = Consumer(Box(str(tmp_path / "box"), max_connections=1))
     assert consumer.empty
     assert list(consumer.records()) == []
-    assert consumer.discard() == []
+    assert consumer.discard() == ([], True)

@@ -6,7 +6,6 @@ written in Python and, where there was a compiler, the compiled one.
 
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import given

@@ -126,6 +126,14 @@ def test_a_refusal_inside_a_transaction_is_a_record_too() -> None:
     applier.apply(record(GUEST, effects.READ, (1, HOME + b"/none"), generation, outcome="ENOENT"))
 
 
+def test_a_special_node_changed_from_inside_a_transaction_is_a_record_too() -> None:
+    """It is changed at once: special nodes are not isolated."""
+    applier = state()
+    tree = applier.store.tree
+    applier.apply(record(TOOLSTACK, effects.SET_PERMS, (1, b"@introduceDomain", ((1, 0),)), tree.generation + 1))
+    assert tree.specials[b"@introduceDomain"].acl == ((1, 0),)
+
+
 def test_a_conflict_is_a_record_too() -> None:
     applier = state()
     tree = applier.store.tree
@@ -148,6 +156,28 @@ def test_pending_output_is_kept_until_it_has_moved_into_the_region() -> None:
     assert list(by(applier, OTHER).pending.chunks) == [(103, b"d"), (104, b"ef"), (106, b"g")]
 
 
+def test_empty_pending_output_says_that_the_peer_lets_too_much_pile_up() -> None:
+    applier = state()
+    generation = applier.store.tree.generation
+    applier.apply(record(TOOLSTACK, effects.WATCH, (b"/a", b"", -1, 0), generation, Output(OTHER, 0, b"", True)))
+    assert by(applier, OTHER).overflowed
+    assert not by(applier, TOOLSTACK).overflowed
+
+
+def test_pending_output_that_has_moved_on_is_forgotten_in_time() -> None:
+    made = 0
+    applier = state()
+    applier._made = lambda connection: made
+    generation = applier.store.tree.generation
+    applier.apply(record(TOOLSTACK, effects.WATCH, (b"/a", b"", -1, 0), generation, Output(OTHER, 0, b"abcd", True)))
+    applier.trim()
+    assert by(applier, OTHER).pending.size == 4
+    made = 4
+    applier.trim()
+    assert by(applier, OTHER).pending.size == 0
+    applier.trim()
+
+
 # ---- hostile bytes
 
 JUNK = st.recursive(
@@ -157,7 +187,9 @@ JUNK = st.recursive(
     | st.floats()
     | st.binary(max_size=8)
     | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=7) | st.dictionaries(st.integers(-9, 9) | st.text(max_size=3), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=7) | st.dictionaries(st.integers(-9, 9) | st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=12,
 )
 
@@ -424,8 +456,6 @@ def test_output_that_is_none_or_for_nobody_is_refused(outputs: Any) -> None:
             Output(GUEST, 0, bytes(PENDING_MAX // 2 + 1), True),
             Output(GUEST, PENDING_MAX // 2 + 1, bytes(PENDING_MAX // 2), True),
         ],
-        # nothing at all, which would wait for ever
-        [Output(GUEST, 0, b"", True)],
     ],
 )
 def test_output_that_cannot_be_placed_is_refused(outputs: list[Output]) -> None:

@@ -325,6 +325,16 @@ def test_after_a_conflict_nothing_has_happened_and_nobody_was_told(world: World)
     assert world.all.store.store.tree.owned == before
 
 
+def test_special_nodes_are_not_part_of_it(world: World) -> None:
+    assert world.inside(0, SET_PERMS, b"@introduceDomain", b"r0\0") == b"OK\0"
+    assert world.inside(0, GET_PERMS, b"@introduceDomain") == b"r0\0"
+    assert world.inside(1, GET_PERMS, b"@foo") == "EACCES"
+    assert world.inside(0, GET_PERMS, b"@foo") == "ENOENT"
+    assert world.all.ask(TOOLSTACK, END, world.ids[0], b"F\0") == b"OK\0"
+    assert world.do(GET_PERMS, b"@introduceDomain") == b"r0\0"
+    world.all.check()
+
+
 # ---- what watchers are told
 
 

@@ -85,8 +85,8 @@ class TreeMachine(RuleBasedStateMachine):
         super().__init__()
         self.tree = Tree(((0, 0),))
         self.plain = Plain(b"", ((0, 0),), 0)
-        self.open: list[tuple[Snapshot, Plain, int]] = []
-        """With the number of changes made before."""
+        self.open: list[tuple[Snapshot, Plain, bool]] = []
+        """With whether it is a savepoint."""
         self.changes = 0
 
     def next_generation(self) -> int:
@@ -139,7 +139,11 @@ class TreeMachine(RuleBasedStateMachine):
 
     @rule()
     def take_snapshot(self) -> None:
-        self.open.append((self.tree.snapshot(), copy.deepcopy(self.plain), self.changes))
+        self.open.append((self.tree.snapshot(), copy.deepcopy(self.plain), False))
+
+    @rule()
+    def take_savepoint(self) -> None:
+        self.open.append((self.tree.savepoint(), copy.deepcopy(self.plain), True))
 
     @precondition(lambda self: self.open)
     @rule(data=st.data())
@@ -148,24 +152,22 @@ class TreeMachine(RuleBasedStateMachine):
         snapshot.close()
         snapshot.close()  # once is enough
 
-    @precondition(lambda self: self.open)
+    @precondition(lambda self: self.open and self.open[-1][2])
     @rule()
     def roll_back_to_the_youngest(self) -> None:
-        snapshot, plain, at = self.open[-1]
+        savepoint, plain, _ = self.open[-1]
         before = self.tree.generation
-        self.tree.rollback(snapshot)
+        self.tree.rollback(savepoint)
         self.plain = copy.deepcopy(plain)
-        self.changes = at
         assert self.tree.generation == before  # a generation never comes twice
 
-    @precondition(lambda self: len(self.open) > 1)
+    @precondition(lambda self: self.open)
     @rule(data=st.data())
-    def a_snapshot_older_than_a_change_noted_since_cannot_be_rolled_back_to(self, data: st.DataObject) -> None:
-        i = data.draw(st.integers(0, len(self.open) - 2), label="which")
-        if self.open[i][2] == self.open[-1][2]:
-            return
-        with pytest.raises(SnapshotLost):
-            self.tree.rollback(self.open[i][0])
+    def nothing_else_can_be_rolled_back_to(self, data: st.DataObject) -> None:
+        i = data.draw(st.integers(0, len(self.open) - 1), label="which")
+        if i != len(self.open) - 1 or not self.open[i][2]:
+            with pytest.raises(ValueError, match="youngest savepoint"):
+                self.tree.rollback(self.open[i][0])
 
     @invariant()
     def the_live_tree_is_the_plain_one(self) -> None:
@@ -195,19 +197,11 @@ class LosingMachine(TreeMachine):
 
     @invariant()
     def every_open_snapshot_reads_its_copy(self) -> None:
-        for snapshot, plain, _ in self.open:
+        for snapshot, plain, kept in self.open:
             try:
                 assert_reads(snapshot, plain)
             except SnapshotLost:
-                pass
-
-    @precondition(lambda self: self.open)
-    @rule()
-    def roll_back_to_the_youngest(self) -> None:
-        try:
-            super().roll_back_to_the_youngest()
-        except SnapshotLost:
-            pass
+                assert not kept or snapshot is not self.open[-1][0]
 
     @rule()
     def a_fresh_snapshot_is_never_lost(self) -> None:
@@ -242,7 +236,7 @@ def small_tree() -> tuple[Tree, Node]:
 
 def test_a_child_created_again_comes_last_and_rollback_puts_it_back() -> None:
     tree, b = small_tree()
-    snapshot = tree.snapshot()
+    snapshot = tree.savepoint()
     tree.remove_child(tree.root, b"b", 10)
     tree.add_child(tree.root, b"b", b"new", ((0, 0),), 11)
     assert list(tree.root.children or ()) == [b"a", b"c", b"b"]
@@ -256,7 +250,7 @@ def test_a_child_created_again_comes_last_and_rollback_puts_it_back() -> None:
 
 def test_rollback_undoes_changes_below_a_node_that_was_removed_later() -> None:
     tree, b = small_tree()
-    snapshot = tree.snapshot()
+    snapshot = tree.savepoint()
     tree.add_child(b, b"deep", b"", ((0, 5),), 10)
     tree.set_value(b, b"changed", 11)
     tree.remove_child(tree.root, b"b", 12)
@@ -267,7 +261,7 @@ def test_rollback_undoes_changes_below_a_node_that_was_removed_later() -> None:
 
 def test_two_rollbacks_to_one_snapshot_both_work() -> None:
     tree, b = small_tree()
-    snapshot = tree.snapshot()
+    snapshot = tree.savepoint()
     for value in (b"1", b"2"):
         tree.set_value(b, value, tree.generation + 1)
         tree.rollback(snapshot)
@@ -279,7 +273,7 @@ def test_a_snapshot_survives_a_rollback_to_a_younger_one() -> None:
     tree, b = small_tree()
     older = tree.snapshot()
     tree.set_value(b, b"1", 10)
-    younger = tree.snapshot()
+    younger = tree.savepoint()
     tree.set_value(b, b"2", 11)
     tree.rollback(younger)
     younger.close()
@@ -321,7 +315,7 @@ def test_removing_a_very_deep_subtree_does_not_recurse() -> None:
     for generation in range(10, 20_000):
         node = tree.add_child(node, b"x", b"", ((0, 7),), generation)
     assert tree.owned[7] == 19_990
-    snapshot = tree.snapshot()
+    snapshot = tree.savepoint()
     tree.remove_child(tree.root, b"b", 30_000)
     assert tree.owned == {0: 3}
     tree.rollback(snapshot)

@@ -42,14 +42,14 @@ def naive_matching(watches: list[Watch], path: bytes) -> list[Watch]:
 
 
 def naive_below(
-    watches: list[Watch], where: Parts, node: Node, *, parents_first: bool, root: bool = True
-) -> list[tuple[Parts, Node, list[Watch]]]:
-    """Watched nodes below a removed one, each with the watches on exactly it."""
-    here = [] if root else [(where, node, [w for w in watches if w.path == path_of(where)])]
-    here = [found for found in here if found[2]]
+    watches: list[Watch], where: Parts, node: Node, *, parents_first: bool, parent: Node | None = None
+) -> list[tuple[Parts, Node, Node, list[Watch]]]:
+    """Watched nodes below a removed one, each with its parent and the watches on exactly it."""
+    here = [] if parent is None else [(where, node, parent, [w for w in watches if w.path == path_of(where)])]
+    here = [found for found in here if found[3]]
     under = []
     for name, child in (node.children or {}).items():
-        under += naive_below(watches, (*where, name), child, parents_first=parents_first, root=False)
+        under += naive_below(watches, (*where, name), child, parents_first=parents_first, parent=node)
     return here + under if parents_first else under + here
 
 
@@ -201,13 +201,14 @@ def test_a_change_costs_its_depth_and_its_matches_whatever_else_is_watched() -> 
 def test_a_very_deep_removal_does_not_recurse() -> None:
     tree = Tree(((0, 0),))
     node, parts = tree.root, ()
+    parent = node
     trie = WatchTrie()
     deep: Parts = parts
     for generation in range(1, 1500):
-        node = tree.add_child(node, b"x", b"", ((0, 0),), generation)
+        parent, node = node, tree.add_child(node, b"x", b"", ((0, 0),), generation)
         deep = (*deep, b"x")
     watch = make(path_of(deep))
     trie.add(watch)
-    assert list(trie.below((), tree.root, parents_first=False)) == [(deep, node, [watch])]
+    assert list(trie.below((), tree.root, parents_first=False)) == [(deep, node, parent, [watch])]
     trie.remove(watch)
     assert trie._root.branches == {}
