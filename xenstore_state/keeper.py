@@ -129,9 +129,9 @@ class Keeper:
         self._take_signals()
         for fd in (*self._listeners, self._bell, self._signals_read.fileno()):
             self._epoll.register(fd, select.EPOLLIN)
-        custody.reserve_low_numbers(self._first_number)
         self._fork()
         ready()
+        custody.reserve_low_numbers(self._first_number)
         quiet = 0
         while not self._stopping:
             quiet = 0 if self._drain() else quiet + 1

@@ -34,7 +34,7 @@ def main() -> int:
         _serve(options, pipe)
     except service.PidFileLocked as e:
         # Clients can connect, to the other one: the C daemon's exit status for this is 0.
-        sys.stderr.write(f"xenstored: another daemon runs: {e} is locked\n")
+        _fail(pipe, f"another daemon runs: {e} is locked")
         service.announce(pipe)
         return 0
     except (OptionError, CannotStart, BoxError, OSError) as e:
@@ -68,22 +68,28 @@ def _serve(options: Options, pipe: int) -> None:
         log.warning("%s", note)
     os.makedirs(options.rundir, mode=0o755, exist_ok=True)
     pid_file = service.write_pid_file(options.pid_file) if options.pid_file else -1
+    made = [options.pid_file] if options.pid_file else []
+    try:
+        _run(options, pipe, made)
+    finally:
+        for name in made:
+            _remove(name)
+        if pid_file >= 0:
+            os.close(pid_file)
+
+
+def _run(options: Options, pipe: int, made: list[str]) -> None:
+    """Serves until the daemon is told to end; `made` collects the files that go then."""
     limit = custody.raise_limit()
     box = Box(_box_path(options))
     logic_pid_file = os.path.join(options.rundir, "logic.pid")
+    made += [box.path, logic_pid_file]
     listener = _listen(options.socket)
-    try:
-        keeper = Keeper(box, [listener], run_logic, logic_pid_file, limit)
-        _configure(keeper, options)
-        log.info("serving on %s, at most %d descriptors", options.socket, limit)
-        keeper.run(ready=lambda: service.announce(pipe))
-    finally:
-        for name in (options.socket, logic_pid_file, options.pid_file):
-            if name:
-                _remove(name)
-        box.unlink()
-        if pid_file >= 0:
-            os.close(pid_file)
+    made.append(options.socket)
+    keeper = Keeper(box, [listener], run_logic, logic_pid_file, limit)
+    _configure(keeper, options)
+    log.info("serving on %s, at most %d descriptors", options.socket, limit)
+    keeper.run(ready=lambda: service.announce(pipe))
 
 
 def _box_path(options: Options) -> str:

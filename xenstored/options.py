@@ -6,6 +6,7 @@ Unknown options are reported and ignored, as getopt does it there; a word that i
 
 import argparse
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -46,13 +47,9 @@ class Options:
 
 
 def _number(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value <= INT_MAX:
+    if not re.fullmatch("[0-9]{1,10}", text) or int(text) > INT_MAX:
         raise OptionError(f"{text!r} is not a number from 0 to {INT_MAX}")
-    return value
+    return int(text)
 
 
 def _assignment(text: str, soft: str) -> tuple[str, int]:
@@ -60,6 +57,33 @@ def _assignment(text: str, soft: str) -> tuple[str, int]:
     if not equals or not quotas.is_name(soft + name):
         raise OptionError(f"{text!r}: expected NAME=NUMBER with one of {', '.join(quotas.QUOTAS)}")
     return soft + name, _number(value)
+
+
+_FLAGS: Final = "HNDKURI"
+_WITH_VALUE: Final = "FTESWtAMQqw"
+
+
+def _as_getopt_reads(arguments: list[str], notes: list[str]) -> list[str]:
+    """Takes bundled short options apart, and gives --trace-control its value even where that begins with a dash."""
+    words: list[str] = []
+    rest = iter(arguments)
+    for word in rest:
+        if word == "--":
+            return [*words, word, *rest]
+        if word == "--trace-control":
+            word = f"{word}={next(rest, '')}"  # noqa: PLW2901  # the two words are one option
+        if len(word) < 3 or word[0] != "-" or word[1] == "-":
+            words.append(word)
+            continue
+        for at, letter in enumerate(word[1:], 1):
+            if letter in _WITH_VALUE:
+                words.append("-" + word[at:])
+                break
+            if letter in _FLAGS:
+                words.append("-" + letter)
+            else:
+                notes.append(f"-{letter}: unknown option, ignored")
+    return words
 
 
 class _Parser(argparse.ArgumentParser):
@@ -106,12 +130,21 @@ _WITHOUT_EFFECT: Final = {
 
 def parse(arguments: list[str], environment: dict[str, str]) -> Options:
     """Reads the command line and the environment.  Raises `OptionError`; `--help` prints and exits."""
-    given, unknown = _parser().parse_known_args(arguments)
+    notes: list[str] = []
+    given, unknown = _parser().parse_known_args(_as_getopt_reads(arguments, notes))
     words = [w for w in (*given.words, *unknown) if not w.startswith("-")]
     if words:
         raise OptionError(f"{words[0]}: no such argument")
     options = Options(foreground=given.no_fork, domain_init=not given.no_domain_init, pid_file=given.pid_file)
-    options.notes += [f"{word}: unknown option, ignored" for word in unknown]
+    options.notes += [*notes, *(f"{word}: unknown option, ignored" for word in unknown)]
+    for name in ("event", "master_domid", "priv_domid"):
+        if getattr(given, name) is not None:
+            _number(getattr(given, name))
+    for word in given.timeout:
+        what, equals, value = word.partition("=")
+        if what != "watch-event" or not equals:
+            raise OptionError(f"{word!r}: expected watch-event=SECONDS")
+        _number(value)
     options.notes += [f"{note}; no effect" for name, note in _WITHOUT_EFFECT.items() if getattr(given, name)]
     options.trace_file = given.trace_file
     for word in given.trace_control:
@@ -127,5 +160,5 @@ def parse(arguments: list[str], environment: dict[str, str]) -> Options:
     if options.quotas.get("path-max", 0) > PATH_MAX:
         raise OptionError(f"--path-max: at most {PATH_MAX}")
     options.rundir = os.path.abspath(environment.get("XENSTORED_RUNDIR") or DEFAULT_RUNDIR)
-    options.socket = environment.get("XENSTORED_PATH") or os.path.join(options.rundir, "socket")
+    options.socket = os.path.abspath(environment.get("XENSTORED_PATH") or os.path.join(options.rundir, "socket"))
     return options

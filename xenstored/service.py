@@ -35,7 +35,10 @@ def set_up_logging(*, foreground: bool) -> None:
 
 
 def detach() -> int:
-    """Goes to the background.  Returns, there, a descriptor for `announce`; the foreground process never returns."""
+    """Goes to the background and lets go of the terminal.
+
+    Returns, there, a descriptor for `announce`; in the foreground process it never returns.
+    """
     read, write = os.pipe2(os.O_CLOEXEC)
     if os.fork():
         os.close(write)
@@ -46,28 +49,28 @@ def detach() -> int:
         os._exit(0)
     os.chdir("/")
     os.umask(0)
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)
     return write
 
 
 def _wait_for(read: int) -> NoReturn:
     """In the foreground process: ends as the daemon's start ends."""
     words = b""
-    while chunk := os.read(read, 4096):
+    while _READY not in words and (chunk := os.read(read, 4096)):
         words += chunk
-        if words[:1] == _READY:
-            os._exit(0)
-    sys.stderr.write(words.decode("utf-8", "replace") or "xenstored: the daemon died while it started\n")
+    ready = _READY in words
+    said = words.replace(_READY, b"").decode("utf-8", "replace")
+    sys.stderr.write(said or ("" if ready else "xenstored: the daemon died while it started\n"))
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(0 if ready else 1)
 
 
 def announce(pipe: int) -> None:
-    """Clients can connect: lets the foreground process return, tells systemd, and lets go of the terminal."""
+    """Clients can connect: lets the foreground process return, and tells systemd."""
     if pipe >= 0:
-        null = os.open(os.devnull, os.O_RDWR)
-        for fd in (0, 1, 2):
-            os.dup2(null, fd)
-        os.close(null)
         os.write(pipe, _READY)
         os.close(pipe)
     address = os.environ.pop("NOTIFY_SOCKET", None)

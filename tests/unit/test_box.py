@@ -168,7 +168,7 @@ def test_everything_that_is_touched_was_allocated_before(tmp_path: Path) -> None
 def test_a_slot_that_is_there_is_found_without_a_system_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     box = Box(str(tmp_path / "box"), max_connections=8)
     box.ensure_slot(3)
-    monkeypatch.setattr(box_module.os, "posix_fallocate", None)
+    monkeypatch.setattr(os, "posix_fallocate", None)
     assert box.ensure_slot(3) == SLOTS_AT + 3 * SLOT_SIZE
     assert box.ensure_slot(0) == SLOTS_AT
 
@@ -197,11 +197,11 @@ def test_a_full_file_system_is_said_and_harms_nothing(
     def full(fd: int, offset: int, length: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(box_module.os, "posix_fallocate", full)
+    monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(BoxFull, match="no room"):
         box.ensure_slot(100)
     assert box.ensure_slot(0) == SLOTS_AT
-    monkeypatch.setattr(box_module.os, "posix_fallocate", real)
+    monkeypatch.setattr(os, "posix_fallocate", real)
     box.ensure_slot(100)
     assert allocated(box) >= SLOTS_AT + 101 * SLOT_SIZE
 
@@ -213,7 +213,7 @@ def test_a_file_system_too_full_for_the_journal_leaves_no_lock_behind(
         raise OSError(errno.ENOSPC, "full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(box_module.os, "posix_fallocate", full)
+        patch.setattr(os, "posix_fallocate", full)
         with pytest.raises(BoxFull):
             Box(str(tmp_path / "box"), max_connections=2)
     Box(str(tmp_path / "box"), max_connections=2)
