@@ -86,6 +86,9 @@ class Box:
         size = (SLOTS_AT + max_connections * SLOT_SIZE + PAGE - 1) // PAGE * PAGE
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
+            found = os.fstat(self.fd)
+            if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+                raise BoxError(f"{path} is not ours alone: somebody else made it, or may open it")
             try:
                 fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

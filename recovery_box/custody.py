@@ -52,6 +52,17 @@ def reserve_low_numbers(first: int) -> None:
     os.close(null)
 
 
+def settle(fd: int, first: int) -> int:
+    """Moves a connection that came under a lower number after all.  The old number stays occupied."""
+    if fd >= first:
+        return fd
+    number = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first)
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    os.dup2(null, fd, inheritable=False)
+    os.close(null)
+    return number
+
+
 def release_low_numbers(first: int) -> None:
     """In a fresh worker: frees the numbers that the keeper only kept occupied, for the worker's own use."""
     null = os.stat(os.devnull).st_rdev

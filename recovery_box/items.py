@@ -153,9 +153,9 @@ class Items:
 
     def __init__(self) -> None:
         self.connections: Table[int, Connection] = Table("connection", 1 << 20)
-        self.watches: Table[tuple[int, bytes, bytes], Any] = Table("watch", 1 << 24)
+        self.watches: Table[tuple[int, bytes, bytes], Any] = Table("watch", 1 << 32)
         """By connection id, path and token; each connection's own stand in `Connection.watches` too."""
-        self.transactions: Table[tuple[int, int], Any] = Table("transaction", 1 << 20)
+        self.transactions: Table[tuple[int, int], Any] = Table("transaction", 1 << 32)
         """By connection id and transaction id; see `Connection.transactions`."""
         self.accounts: Table[int, Any] = Table("quota account", 1 << 16)
         """By domid: what a domain may use, and the most it did."""

@@ -112,7 +112,7 @@ class Producer:
 class Consumer:
     """The reading end; it trusts neither indices nor bytes."""
 
-    __slots__ = ("_box", "_memory", "_staged", "_tail", "_words", "sequence")
+    __slots__ = ("_box", "_memory", "_staged", "_tail", "_taken", "_words", "sequence")
 
     def __init__(self, box: Box) -> None:
         self._box = box
@@ -120,6 +120,7 @@ class Consumer:
         self._words = box.words.view
         self._tail = 0
         self._staged: list[bytes] = []
+        self._taken: tuple[int, int] | None = None
         self.sequence = 0
         """Sequence number of the last entry read."""
 
@@ -129,7 +130,7 @@ class Consumer:
         return self._words[W_HEAD] == self._tail
 
     def records(self) -> Iterator[bytes]:
-        """Yields the body of each published record; its room is given back when the next one is asked for.
+        """Yields the body of each published record; its room is given back by `accept`, or when the next is asked for.
 
         Raises `JournalCorrupt`.
         """
@@ -163,11 +164,18 @@ class Consumer:
                 raise JournalCorrupt(f"checksum of record {sequence}")
             if kind == _WHOLE and self._staged:
                 raise JournalCorrupt("a record among the segments of another")
-            self.sequence = sequence
             whole = body if kind == _WHOLE else self._stage(kind, body)
+            self._taken = tail + size, sequence
             if whole is not None:
                 yield whole
-            self._release(tail + size)
+            self.accept()
+
+    def accept(self) -> None:
+        """The record last yielded is dealt with.  (Who leaves the iteration early says so by this.)"""
+        if self._taken is not None:
+            tail, self.sequence = self._taken
+            self._taken = None
+            self._release(tail)
 
     def _stage(self, kind: int, body: bytes) -> bytes | None:
         if kind not in {_SEGMENT, _LAST_SEGMENT}:
@@ -193,6 +201,7 @@ class Consumer:
         """
         words, memory, tail = self._words, self._memory, self._tail
         head = words[W_HEAD]
+        self._taken = None
         self._take_staged()
         if head & 7 or not 0 <= head - tail <= JOURNAL_SIZE:
             words[W_HEAD] = tail

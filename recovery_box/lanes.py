@@ -116,6 +116,13 @@ class Lane:
         self._in_word = i + _IN_HEADER + _BYTES
         self._out_word = i + _OUT_HEADER + _BYTES
         self._done_word = i + _DONE
+        # Pointers are made anew: they stand where the last worker could write.
+        words = self._words
+        for header, iov in ((_IN_HEADER, _IN_IOV), (_OUT_HEADER, _OUT_IOV)):
+            for k in range(_BYTES):
+                words[i + header + k] = 0
+            words[i + header + _IOV] = box.address + offset + iov * 8
+            words[i + header + _IOV_COUNT] = 1
         word = self._words[self._in_word]
         self.fill = ((word >> 32) + word) & M32
         """Input received so far."""

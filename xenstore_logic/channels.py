@@ -3,6 +3,7 @@
 It places output: into the lane's region where it fits, else behind it, as pending output that a record carries.
 """
 
+from recovery_box.box import REGION_SIZE
 from recovery_box.items import PENDING_MAX, Connection
 from recovery_box.lanes import M32, Lane
 from xenstore_state.records import Output
@@ -75,7 +76,7 @@ class Channel:
         if not output.pending and made == output.position:
             lane.put(output.data, output.position)
             made = (output.position + len(output.data)) & M32
-        behind = head is not None and 0 < (head - lane.head) & M32 < _HALF
+        behind = head is not None and 0 < (head - lane.head) & M32 <= REGION_SIZE
         lane.publish(head if head is not None and behind else lane.head, made)
 
     def move_pending(self) -> None:

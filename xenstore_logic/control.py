@@ -148,7 +148,7 @@ def _quota_soft(core: "Core", by: Connection, arguments: list[str]) -> str:
         case []:
             return _settings(core, quotas.SOFT)
         case ["set", name, value]:
-            return _set(core, by, quotas.SOFT + name, value)
+            return _set(core, by, quotas.SOFT + name, value, soft=True)
         case _:
             raise EINVAL
 
@@ -163,7 +163,9 @@ def _settings(core: "Core", prefix: str) -> str:
     return "Quota settings:\n" + "".join(lines)
 
 
-def _set(core: "Core", by: Connection, name: str, value: str) -> str:
+def _set(core: "Core", by: Connection, name: str, value: str, *, soft: bool = False) -> str:
+    if name.startswith(quotas.SOFT) and not soft:
+        raise EINVAL
     number = atoi(value.encode("latin1"))
     if number < 1 or not quotas.is_name(name) or name.count(quotas.SOFT) > 1:
         raise EINVAL

@@ -19,7 +19,7 @@ from protocol.wire import HEADER, PAYLOAD_MAX, watch_event
 from recovery_box.items import Connection
 from xenstore_logic.trace import Trace
 from xenstore_state.access import Acl, allows
-from xenstore_state.effects import DIRECTORY, IN_TRANSACTION, PERFORM, names_of
+from xenstore_state.effects import DIRECTORY, PERFORM, in_transaction, names_of
 from xenstore_state.quotas import exceeds
 from xenstore_state.store import Store
 from xenstore_state.tree import Node
@@ -91,7 +91,7 @@ class Core:
         try:
             result = PERFORM[kind](self.store, by, *arguments)
         except StoreError as e:
-            if kind in IN_TRANSACTION and arguments[0]:
+            if in_transaction(kind, arguments):
                 self.effect = (kind, arguments, e.name)
             raise
         self.effect = (kind, arguments, "")

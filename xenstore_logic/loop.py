@@ -104,6 +104,11 @@ class Loop:
             if to is not None and last is not None:
                 to.repeat(output, last.head if output.connection == last.connection else None)
         for channel in list(self._channels.values()):
+            lane = channel.lane
+            if lane.unsent > REGION_SIZE or (lane.fill - lane.head) & M32 > REGION_SIZE:
+                log.error("connection %d: its positions cannot be true; it was closed", channel.connection.id)
+                self.close(channel)
+                continue
             if channel.connection.overflowed:
                 self._hang_up(channel)
                 continue
@@ -272,6 +277,8 @@ class Loop:
             while done and by.pending.chunks:
                 channel.move_pending()
                 done = lane.send()
+            if done and channel.queued:
+                channel.queued.clear()
             if done and channel.interest == _IN:
                 continue
             if done:

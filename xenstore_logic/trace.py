@@ -37,7 +37,7 @@ class Trace:
             self.file_name = file_name
         if self.file_name is None:
             return "no trace file was named"
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
             self._fd = os.open(self.file_name, flags, 0o600)
         except OSError as e:

@@ -43,11 +43,21 @@ GLOBAL: Final = -1
 UNLIMITED_DEPTH: Final = -1
 
 
-@lru_cache(maxsize=16384)
+CACHED_PATH_MAX: Final = 128
+"""Longest path, in bytes, whose names are remembered: what is remembered must stay small."""
+
+
 def names_of(path: bytes) -> Parts:
     """Names from the root to the node of a canonical path; see `SPECIAL` for a special one.  Raises EINVAL."""
+    return _short_names(path) if len(path) <= CACHED_PATH_MAX else _names(path)
+
+
+def _names(path: bytes) -> Parts:
     check_path(path)
     return components(path) if path[:1] == b"/" else (*SPECIAL, path)
+
+
+_short_names: Final = lru_cache(maxsize=16384)(_names)
 
 
 def read(store: Store, by: Connection, tx_id: int, path: bytes) -> bytes:
@@ -90,7 +100,9 @@ def rm(store: Store, by: Connection, tx_id: int, path: bytes) -> list[Fired]:
 
 def set_perms(store: Store, by: Connection, tx_id: int, path: bytes, acl: tuple[tuple[int, int], ...]) -> list[Fired]:
     """SET_PERMS, of special nodes too."""
-    if not acl or not all(len(e) == 2 and type(e[0]) is type(e[1]) is int and 0 <= e[0] <= 3 for e in acl):
+    if not acl or not all(
+        type(e) is tuple and len(e) == 2 and type(e[0]) is type(e[1]) is int and 0 <= e[0] <= 3 for e in acl
+    ):
         raise EINVAL
     view = store.live if path[:1] == b"@" else store.view(by, tx_id)
     return view.set_perms(names_of(path), store.checked_acl(acl), by.subject)
@@ -206,3 +218,10 @@ def _node(path: bytes) -> Parts:
     if path[:1] == b"@":
         raise EINVAL
     return names_of(path)
+
+
+def in_transaction(kind: int, arguments: tuple[Any, ...]) -> bool:
+    """Whether an effect belongs to a transaction, where even a refusal changes something.  Special nodes never do."""
+    if kind not in IN_TRANSACTION or not arguments[0]:
+        return False
+    return kind == COMMIT or arguments[1][:1] != b"@"

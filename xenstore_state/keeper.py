@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 TICK: Final = 0.001
 """Seconds between looks at the journal while records come: how far State may lag behind."""
 AWAKE_TICKS: Final = 50
+DRAIN_RECORDS: Final = 256
+"""Records applied before connections and signals get their turn."""
 """Empty ticks after which State goes to sleep until it is woken."""
 SLEEP: Final = 1.0
 """Longest sleep, in seconds: should a wake-up ever be missed."""
@@ -102,16 +104,18 @@ class Keeper:
         self._first_number = custody.first_number(descriptors)
         self._consumer = Consumer(box)
         self._applier = Applier(self.store, lambda c: output_made(box, c.slot))
-        self._shared_epoll = select.epoll()
+        self._logic_epoll = select.epoll()
         self._epoll = select.epoll()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._handover = Handover()
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._handover_queue: deque[Connection] = deque()
         self._handover_blocked = False
         self._next_id = 1
         self._free_slots: list[int] = []
         self._used_slots = 0
         self._accepting = True
+        self._pause_told = False
         self._tries: dict[tuple[int, int], list[int]] = {}
         self._logic_pid = 0
         self._logic_fd = -1
@@ -134,7 +138,7 @@ class Keeper:
         custody.reserve_low_numbers(self._first_number)
         quiet = 0
         while not self._stopping:
-            quiet = 0 if self._drain() else quiet + 1
+            quiet = 0 if self._drain(DRAIN_RECORDS) else quiet + 1
             self._applier.trim()
             self._wait(quiet)
         self._stop()
@@ -149,17 +153,22 @@ class Keeper:
 
     def _wait(self, quiet: int) -> None:
         words = self.box.words
-        timeout = TICK
+        timeout = TICK if self._consumer.empty else 0
         if quiet > AWAKE_TICKS:
             words[W_ASLEEP] = 1
             timeout = SLEEP if self._consumer.empty else 0
         events = self._epoll.poll(timeout)
         words[W_ASLEEP] = 0
+        if not events and timeout == SLEEP and not self._accepting:
+            self._resume()  # whatever ran out may be there again
         for fd, _ in events:
             if fd in self._listeners:
                 self._accept(self._listeners[fd])
             elif fd == self._bell:
-                os.eventfd_read(self._bell)
+                try:
+                    os.eventfd_read(self._bell)
+                except BlockingIOError:
+                    pass
             elif fd == self._logic_fd:
                 self._bury()
             elif fd == self._signals_read.fileno():
@@ -185,14 +194,14 @@ class Keeper:
         """The orderly end: Logic finishes its turn, everything published is applied."""
         self._signal_logic(signal.SIGTERM)
         deadline = time.monotonic() + STOP_SECONDS
-        with select.epoll() as waiting:
-            waiting.register(self._logic_fd, select.EPOLLIN)
-            while not waiting.poll(TICK):
-                self._drain()
-                if time.monotonic() > deadline:
-                    log.warning("Logic did not end in time and is killed")
-                    self._signal_logic(signal.SIGKILL)
-                    deadline += STOP_SECONDS
+        waiting = select.poll()  # needs no descriptor: there may be none
+        waiting.register(self._logic_fd, select.POLLIN)
+        while not waiting.poll(TICK * 1000):
+            self._drain(DRAIN_RECORDS)
+            if time.monotonic() > deadline:
+                log.warning("Logic did not end in time and is killed")
+                self._signal_logic(signal.SIGKILL)
+                deadline += STOP_SECONDS
         self._reap()
         self._drain()
         log.info("stopped: %d nodes, %d connections", self.store.tree.size, len(self.store.items.connections))
@@ -203,11 +212,13 @@ class Keeper:
         gc.freeze()
         self._handover.close()
         self._handover = Handover()
+        self._logic_epoll.close()
+        self._logic_epoll = select.epoll()  # a new one: nothing that the last Logic waited for concerns the next
         self._handover_queue.clear()
         inheritance = Inheritance(
             self.store,
             self.box,
-            self._shared_epoll,
+            self._logic_epoll,
             self._handover,
             self._applier.last,
             self._consumer.sequence,
@@ -252,6 +263,7 @@ class Keeper:
 
     def _write_pid(self) -> None:
         temporary = self._logic_pid_file + ".new"
+        os.close(self._spare)  # there may be no other descriptor left
         try:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             try:
@@ -261,6 +273,8 @@ class Keeper:
             os.replace(temporary, self._logic_pid_file)
         except OSError as e:
             log.error("%s: %s", self._logic_pid_file, e.strerror)
+        finally:
+            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     def _poison(self) -> frozenset[tuple[int, int]]:
         return frozenset(
@@ -287,7 +301,7 @@ class Keeper:
         own_fault = number not in {signal.SIGKILL, signal.SIGTERM}
         self._failures = self._failures + 1 if own_fault and died - started < BACKOFF_MAX else 0
         if self._failures > OWN_TRIES:
-            time.sleep(min(BACKOFF_MAX, 0.01 * 2**self._failures))
+            time.sleep(min(BACKOFF_MAX, 0.01 * 2 ** min(self._failures, 10)))
         self._fork()
         took = (time.monotonic() - died) * 1000
         log.warning(
@@ -311,15 +325,18 @@ class Keeper:
 
     # ---- the journal
 
-    def _drain(self) -> bool:
-        """Applies what is published; whether there was anything."""
+    def _drain(self, most: int = 0) -> bool:
+        """Applies what is published, or at most so many records of it; whether there was anything."""
         if self._consumer.empty:
             return False
         try:
-            for body in self._consumer.records():
+            for count, body in enumerate(self._consumer.records(), 1):
                 _, closed = self._applier.apply(body)
                 if closed is not None:
                     self._forget(closed)
+                if count == most:
+                    self._consumer.accept()
+                    break
         except (JournalCorrupt, BadRecord) as e:
             self._distrust(str(e))
         return True
@@ -353,7 +370,7 @@ class Keeper:
 
     def _hang_up(self, connection: Connection) -> None:
         try:
-            self._shared_epoll.unregister(connection.fd)
+            self._logic_epoll.unregister(connection.fd)
         except OSError:
             pass
         custody.shut_down(connection.fd)
@@ -364,10 +381,7 @@ class Keeper:
         os.close(connection.fd)
         self._free_slots.append(connection.slot)
         if not self._accepting:
-            self._accepting = True
-            log.warning("accepting connections again")
-            for fd in self._listeners:
-                self._epoll.modify(fd, select.EPOLLIN)
+            self._resume()
 
     # ---- connections
 
@@ -388,6 +402,10 @@ class Keeper:
             else:
                 log.info("a connection was gone before it was accepted: %s", e)
             return
+        fd = custody.settle(fd, self._first_number)
+        if self._pause_told:
+            self._pause_told = False
+            log.warning("accepting connections again")
         if self._free_slots:
             self._free_slots.pop()
         else:
@@ -399,14 +417,19 @@ class Keeper:
         self._hand_over()
         self.store.connect(connection)
 
+    def _resume(self) -> None:
+        self._accepting = True
+        for fd in self._listeners:
+            self._epoll.modify(fd, select.EPOLLIN)
+
     def _pause(self, why: str) -> None:
-        if self._accepting:
-            self._accepting = False
-            log.warning(
-                "no more connections are accepted for now: %s (%d open)", why, len(self.store.items.connections)
-            )
-            for fd in self._listeners:
-                self._epoll.modify(fd, 0)
+        self._accepting = False
+        for fd in self._listeners:
+            self._epoll.modify(fd, 0)
+        if not self._pause_told:
+            self._pause_told = True
+            count = len(self.store.items.connections)
+            log.warning("no more connections are accepted for now: %s (%d open)", why, count)
 
     def _hand_over(self) -> None:
         queue = self._handover_queue

@@ -14,7 +14,7 @@ from protocol.errors import StoreError
 from protocol.wire import PAYLOAD_MAX
 from recovery_box.box import REGION_SIZE
 from recovery_box.items import M32, PENDING_MAX, Connection, ItemError
-from xenstore_state.effects import CHANGES_TREE, CLOSE, COMMIT, EFFECTS, IN_TRANSACTION, WRITE, Effect, names_of
+from xenstore_state.effects import CHANGES_TREE, CLOSE, COMMIT, EFFECTS, WRITE, Effect, in_transaction, names_of
 from xenstore_state.store import Store
 
 _pack: Final = msgpack.Packer(autoreset=True).pack
@@ -137,14 +137,10 @@ class Applier:
         if record.kind == WRITE and record.generation == tree.generation + 1 and self._changes_one_node(record):
             self._perform_as_recorded(record, by, effect)  # nothing to undo: it happens as recorded or not at all
             return
-        in_transaction = (
-            record.kind in IN_TRANSACTION
-            and record.arguments[0]
-            and (record.kind == COMMIT or record.arguments[1][:1] != b"@")  # special nodes are never isolated
-        )
-        if record.outcome and not in_transaction:
+        isolated = in_transaction(record.kind, record.arguments)
+        if record.outcome and not isolated:
             raise BadRecord(f"effect {record.kind} cannot fail")
-        if record.kind == COMMIT or (record.kind in CHANGES_TREE and not in_transaction):
+        if record.kind == COMMIT or (record.kind in CHANGES_TREE and not isolated):
             before = tree.savepoint()
             try:
                 self._perform_as_recorded(record, by, effect)

@@ -83,7 +83,7 @@ class Seen:
 class Change:
     """A node that the transaction wrote or made."""
 
-    __slots__ = ("acl", "asked", "assigned", "fresh", "value")
+    __slots__ = ("acl", "asked", "assigned", "fresh", "told", "value")
 
     def __init__(self, value: bytes, acl: Acl, fresh: bool, written: bool) -> None:
         self.value = value
@@ -92,6 +92,8 @@ class Change:
         """Made in place of one that the transaction removed: nothing about it depends on the live tree."""
         self.assigned = written
         """The value was written, not that of a node which happened to be created empty."""
+        self.told = False
+        """The client was told its permission list or owner."""
         self.asked = written
         """The client asked for it or was told its permission list, which commit must end with."""
 
@@ -124,6 +126,8 @@ class Transaction(View):
         "_made",
         "_refused",
         "_snapshots",
+        "_told_gone",
+        "_values",
         "created",
         "doomed",
         "seen",
@@ -147,6 +151,10 @@ class Transaction(View):
         self._hidden: set[Parts] = set()
         """Roots of live subtrees that the transaction removed."""
         self.writes: list[Write] = []
+        self._values: dict[Parts, int] = {}
+        """Index in `writes` of values that can still be replaced there."""
+        self._told_gone: dict[int, list[tuple[Parts, Acl]]] = {}
+        """Permission lists that the client was told, of nodes that the n-th write removes."""
         self._refused: dict[tuple[Parts, int], str] = {}
         self._snapshots: list[Snapshot] = []
         """One for each moment at which a node was first accessed, oldest first."""
@@ -202,7 +210,7 @@ class Transaction(View):
         if change is None:
             self._touch(parts).saw |= SAW_ACL
         else:
-            change.asked = True
+            change.asked = change.told = True
 
     def told_refusal(self, parts: Parts, who: Subject, wanted: int, error: str) -> None:
         """The client was told that it may not, or that there is nothing."""
@@ -211,6 +219,9 @@ class Transaction(View):
         seen = self._touch(parts)
         if error == "ENOENT":
             seen.saw |= SAW_ABSENT
+            if parts in self._index():
+                # Something below was written while it was there: in no order of events are both answers right.
+                self._lost = True
         if not who.privileged and isinstance(self.find(parts) or self.nearest(parts), Seen):
             self._refused[parts, wanted] = error
 
@@ -220,7 +231,7 @@ class Transaction(View):
         if change is None:
             self._touch(parts).saw |= SAW_OWNER
         else:
-            change.asked = True
+            change.asked = change.told = True
 
     def children(self, parts: Parts) -> list[bytes]:
         """Names of the children of an existing node; the client is told them."""
@@ -236,8 +247,12 @@ class Transaction(View):
             self._lost = True
             node = self.tree.find(parts)
             names = list(node.children or ()) if node is not None else []
+        ways = [name for name, change in self._index().get(parts, {}).items() if change is None]
+        if ways and not set(ways) <= set(names) | set(added):
+            self._lost = True  # as in `told_refusal`
         listing = Listing(names, added, hidden)
-        seen.lists.append(listing)
+        if not seen.lists or (seen.lists[-1].added, seen.lists[-1].hidden) != (added, hidden):
+            seen.lists.append(listing)
         return listing.told
 
     def generation(self, parts: Parts) -> int:
@@ -252,6 +267,22 @@ class Transaction(View):
         change = self._changes[parts] = Change(value, acl, self._is_hidden(parts), False)
         self._made.append(parts)
         return change
+
+    def _note(self, write: Write) -> None:
+        """One more change to be done, as many as nodes may be touched.  A value written again is done once."""
+        writes, values = self.writes, self._values
+        kind, parts, _, _ = write
+        if kind == "write":
+            known = values.setdefault(parts, len(writes))
+            if known < len(writes):
+                writes[known] = write
+                return
+        else:
+            values.clear()  # the order matters
+        if len(writes) >= self._limit:
+            self.doomed = True
+            raise ENOSPC
+        writes.append(write)
 
     def _index(self) -> dict[Parts, dict[bytes, Change | None]]:
         """`_below`, brought up to date."""
@@ -279,7 +310,7 @@ class Transaction(View):
                 self.seen[parts] = None
                 self._changes[parts] = Change(value, node.acl, False, True)
                 self._made.append(parts)
-                self.writes.append(("write", parts, value, NEW))
+                self._note(("write", parts, value, NEW))
                 return []
         return super().write(parts, value, who)
 
@@ -289,13 +320,13 @@ class Transaction(View):
         change = known or self._make(parts, value, before)
         change.value = value
         change.asked = change.assigned = True
-        self.writes.append(("write", parts, value, NEW))
+        self._note(("write", parts, value, NEW))
         return []
 
     def make(self, parts: Parts, who: Subject) -> list[Fired]:
         """Creates a node in the overlay."""
         self._create(parts, who).asked = True
-        self.writes.append(("mkdir", parts, b"", NEW))
+        self._note(("mkdir", parts, b"", NEW))
         return []
 
     def _create(self, parts: Parts, who: Subject) -> Change:
@@ -312,23 +343,25 @@ class Transaction(View):
         """At commit it may be gone."""
         change = self._changes.get(parts) or self._make(parts, found.value, found.acl)
         change.asked = True
-        self.writes.append(("mkdir", parts, b"", NEW))
+        self._note(("mkdir", parts, b"", NEW))
 
     def remove(self, parts: Parts) -> list[Fired]:
         """Hides a subtree."""
         self.find(parts[:-1])
-        below, stack = self._index(), [parts]
-        while stack:
-            gone = stack.pop()
-            self._changes.pop(gone, None)
-            stack += [(*gone, name) for name in below.pop(gone, ())]
-        below.get(parts[:-1], {}).pop(parts[-1], None)
         return self.remove_nothing(parts)
 
     def remove_nothing(self, parts: Parts) -> list[Fired]:
         """At commit there may be something, but not for this transaction."""
+        below, stack = self._index(), [parts]
+        while stack:
+            gone = stack.pop()
+            change = self._changes.pop(gone, None)
+            if change is not None and change.told:
+                self._told_gone.setdefault(len(self.writes), []).append((gone, change.acl))
+            stack += [(*gone, name) for name in below.pop(gone, ())]
+        below.get(parts[:-1], {}).pop(parts[-1], None)
         self._hidden.add(parts)
-        self.writes.append(("rm", parts, b"", NEW))
+        self._note(("rm", parts, b"", NEW))
         return []
 
     def set_acl(self, parts: Parts, acl: Acl) -> list[Fired]:
@@ -338,7 +371,7 @@ class Transaction(View):
             change = self._make(parts, self._touch(parts).value, acl)
         change.acl = acl
         change.asked = True
-        self.writes.append(("perms", parts, b"", acl))
+        self._note(("perms", parts, b"", acl))
         return []
 
     def doom(self) -> None:
@@ -371,13 +404,13 @@ class Transaction(View):
         try:
             fired: dict[Parts, Fired] = {}
             made: dict[Node, Parts] = {}
-            for write in self.writes:
+            for n, write in enumerate(self.writes):
+                for parts, acl in self._told_gone.get(n, ()):
+                    self._must_have(parts, acl)
                 self._do(write, who, fired, made)
             for parts, change in self._changes.items():
                 if change.asked:
-                    node = self.tree.find(parts)
-                    if node is None or node.acl != change.acl:
-                        raise EAGAIN
+                    self._must_have(parts, change.acl)
             if self.created and who.quotas and exceeds(self.tree.owned.get(who.domid, 0), who.quotas["nodes"]):
                 raise ENOSPC
         except StoreError as e:
@@ -388,6 +421,11 @@ class Transaction(View):
         # Order of events: that of first access, whatever the order of changes.
         # Who could read a node before may learn of its change.
         return [(p, fired[p][1], acls.get(p, NEW)) for p in self.seen if p in fired]
+
+    def _must_have(self, parts: Parts, acl: Acl) -> None:
+        node = self.tree.find(parts)
+        if node is None or node.acl != acl:
+            raise EAGAIN
 
     def _plain(self, who: Subject) -> list[Node] | None:
         """The nodes of all writes, in order, if nothing but values of existing nodes changes and nothing can go wrong."""
@@ -476,12 +514,16 @@ class Transaction(View):
             return
         if not allows(node.acl, who, WRITE):
             raise EACCES
-        depth = len(parts)
-        for below in [p for p, (_, removed, _) in fired.items() if removed is None and p[:depth] == parts]:
-            del fired[below]
+        if parts in fired and fired[parts][1] is None:
+            del fired[parts]
+        if node.children:  # a leaf has nothing below that could have been changed
+            depth = len(parts)
+            for below in [p for p, (_, removed, _) in fired.items() if removed is None and p[:depth] == parts]:
+                del fired[below]
         if node not in made:
             fired[parts] = (parts, node, node.acl)
-            self._unmake_below(parts, made)
+            if node.children:
+                self._unmake_below(parts, made)
         tree.remove_child(parent, parts[-1], tree.generation + 1)
 
     def _unmake_below(self, parts: Parts, made: dict[Node, Parts]) -> None:

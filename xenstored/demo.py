@@ -9,6 +9,8 @@ def main() -> None:
     """Prints what a newcomer types next, then becomes the daemon."""
     rundir = os.environ.get("XENSTORED_RUNDIR") or os.path.join(tempfile.gettempdir(), f"xoarstore-{os.getuid()}")
     os.makedirs(rundir, mode=0o700, exist_ok=True)
+    if os.stat(rundir).st_uid != os.getuid():
+        raise SystemExit(f"{rundir} belongs to somebody else; set XENSTORED_RUNDIR")
     socket = os.path.join(rundir, "socket")
     python = os.path.relpath(sys.executable)
     print(

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.errors import StoreError
 from recovery_box.box import REGION_SIZE
 from recovery_box.items import M32, PENDING_MAX, Connection
 from tests.model.harness import assert_equal, fields
@@ -135,12 +136,18 @@ def test_a_special_node_changed_from_inside_a_transaction_is_a_record_too() -> N
 
 
 def test_a_conflict_is_a_record_too() -> None:
-    applier = state()
+    """With the generation at which it leaves the tree, which was changed and changed back perhaps."""
+    applier, logic = state(), state().store
     tree = applier.store.tree
     applier.apply(record(GUEST, effects.READ, (1, HOME + b"/a"), tree.generation))
     applier.apply(record(TOOLSTACK, effects.WRITE, (0, HOME + b"/a", b"x"), tree.generation + 1))
-    applier.apply(record(GUEST, effects.COMMIT, (1,), tree.generation, outcome="EAGAIN"))
+    effects.read(logic, logic.items.connections.find(GUEST), 1, HOME + b"/a")
+    effects.write(logic, logic.items.connections.find(TOOLSTACK), 0, HOME + b"/a", b"x")
+    with pytest.raises(StoreError, match="EAGAIN"):
+        effects.commit(logic, logic.items.connections.find(GUEST), 1)
+    applier.apply(record(GUEST, effects.COMMIT, (1,), logic.tree.generation, outcome="EAGAIN"))
     assert not by(applier, GUEST).transactions
+    assert_equal(applier.store, logic)
 
 
 def test_pending_output_is_kept_until_it_has_moved_into_the_region() -> None:

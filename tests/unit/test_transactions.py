@@ -5,6 +5,7 @@ model says for each answer and each commit whether it may be (see `tests.model.r
 rules one by one.
 """
 
+import tracemalloc
 from collections.abc import Callable
 
 import pytest
@@ -15,6 +16,7 @@ from tests.model import reference
 from tests.model.harness import Harness, answer, message, messages
 from tests.model.reference import DIRECTORY, END, GET_PERMS, MKDIR, READ, RM, SET_PERMS, START, WATCH, WRITE
 from tests.model.support import examples
+from xenstore_logic.embedded import Embedded
 from xenstore_state import tree as tree_module
 
 TOOLSTACK, FIVE, SIX, OTHER = 1, 2, 3, 4
@@ -333,6 +335,43 @@ def test_special_nodes_are_not_part_of_it(world: World) -> None:
     assert world.all.ask(TOOLSTACK, END, world.ids[0], b"F\0") == b"OK\0"
     assert world.do(GET_PERMS, b"@introduceDomain") == b"r0\0"
     world.all.check()
+
+
+# ---- what it remembers
+
+
+@pytest.mark.parametrize(
+    "requests",
+    [
+        [(WRITE, b"x\0" + bytes(2000))],
+        [(WRITE, b"x\0" + bytes(2000)), (RM, b"x\0")],
+        [(READ, b"v\0")],
+        [(READ, b"none\0")],
+        [(DIRECTORY, b"many\0")],
+        [(MKDIR, b"x\0"), (RM, b"x\0")],
+        [(SET_PERMS, b"v\0n5\0r0\0r0\0")],
+    ],
+    ids=["write", "write and remove", "read", "read in vain", "list", "make and remove", "set permissions"],
+)
+def test_what_a_guests_transaction_remembers_is_bounded(requests: list[tuple[int, bytes]]) -> None:
+    """Asking the same again and again costs nothing more, or is refused some time; it is not remembered for ever."""
+    store = Embedded()
+    toolstack, guest = store.connect(), store.connect(domid=5)
+    for path in (b"", b"/v", *(b"/many/%d" % n for n in range(100))):
+        answer(store, toolstack, WRITE, b"/local/domain/5" + path + b"\0" + bytes(2000))
+        answer(store, toolstack, SET_PERMS, b"/local/domain/5" + path + b"\0n5\0")
+    answer(store, toolstack, SET_PERMS, b"/local/domain/5/many\0n5\0")
+    assert answer(store, guest, START, b"\0") == b"1\0"
+    tracemalloc.start()
+    try:
+        for n in range(4000):
+            op, payload = requests[n % len(requests)]
+            if answer(store, guest, op, payload, 1) == "ENOSPC":
+                break
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert used < 2 << 20
 
 
 # ---- what watchers are told
