@@ -163,7 +163,7 @@ def test_what_was_pending_long_ago_is_not_sent_again(
         other.pipeline((Op.WRITE, strings(f"/w/{first + k}")) for k in range(500))
     for _ in range(2000):
         client.receive()
-    time.sleep(0.2)  # State looks for what has moved on at every wake-up
+    time.sleep(1.2)  # State looks for what has moved on at every wake-up, and wakes up once a second at least
     with stopped(daemon) as logic, BoxView(daemon.pid, writable=True) as view:
         view.shift_output(view.slot_of(view.slot(0).owner + 1).number, since)
         logic.kill()
