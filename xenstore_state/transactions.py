@@ -98,8 +98,10 @@ class Change:
         """The client asked for it or was told its permission list, which commit must end with."""
 
 
-Write = tuple[Literal["write", "mkdir", "rm", "perms"], Parts, bytes, Acl]
-"""One change to be done at commit: what, where, the value or the permission list."""
+Write = tuple[Literal["write", "mkdir", "rm", "perms", "told"], Parts, bytes, Acl]
+"""One change to be done at commit: what, where, the value or the permission list.
+
+`told` changes nothing: at that point the access must be refused with the error in place of the value."""
 
 
 def refusal(tree: Tree, parts: Parts, who: Subject, wanted: int) -> str | None:
@@ -214,6 +216,12 @@ class Transaction(View):
 
     def told_refusal(self, parts: Parts, who: Subject, wanted: int, error: str) -> None:
         """The client was told that it may not, or that there is nothing."""
+        if not who.privileged and (
+            self._is_hidden(parts) or isinstance(self.find(parts) or self.nearest(parts), Change)
+        ):
+            # It depends on what was done before: commit asks again in its turn.
+            self._note(("told", parts, error.encode(), ((wanted, 0),)))
+            return
         if parts in self._changes or self._is_hidden(parts):
             return
         seen = self._touch(parts)
@@ -222,7 +230,7 @@ class Transaction(View):
             if parts in self._index():
                 # Something below was written while it was there: in no order of events are both answers right.
                 self._lost = True
-        if not who.privileged and isinstance(self.find(parts) or self.nearest(parts), Seen):
+        if not who.privileged:
             self._refused[parts, wanted] = error
 
     def told_owner(self, parts: Parts) -> None:
@@ -277,6 +285,8 @@ class Transaction(View):
             if known < len(writes):
                 writes[known] = write
                 return
+        elif writes and writes[-1] == write:
+            return
         else:
             values.clear()  # the order matters
         if len(writes) >= self._limit:
@@ -480,6 +490,10 @@ class Transaction(View):
         kind, parts, value, acl = write
         tree = self.tree
         node = tree.find(parts)
+        if kind == "told":
+            if refusal(tree, parts, who, acl[0][0]) != value.decode():
+                raise EACCES
+            return
         if kind == "rm":
             self._do_remove(parts, node, who, fired, made)
             return

@@ -9,7 +9,8 @@ from typing import Final
 
 from recovery_box.items import Connection
 from tests.model import reference
-from tests.model.reference import Entry, Reference
+from tests.model.nodes import PAYLOAD_MAX, SET_PERMS, WRITE, Entry, Node
+from tests.model.reference import Reference
 from xenstore_logic.embedded import Embedded, Turn
 from xenstore_state.access import IGNORED
 from xenstore_state.records import Applier, encode
@@ -72,9 +73,9 @@ def assert_equal(one: Store, other: Store) -> None:
     assert one.watches.count == other.watches.count
 
 
-def seen(node: RealNode) -> reference.Node:
+def seen(node: RealNode) -> Node:
     """A node as the model writes it."""
-    return reference.Node(
+    return Node(
         node.value,
         tuple(
             Entry("nrwb"[access & 3], domid - 2**32 if domid >= 2**31 else domid, not access & IGNORED)
@@ -93,8 +94,8 @@ class Harness:
         for domid in guests:
             self.connect(domid)
             home = b"/local/domain/%d" % domid
-            self.ask(toolstack, reference.WRITE, 0, home + b"\0")
-            self.ask(toolstack, reference.SET_PERMS, 0, home + b"\0n%d\0" % domid)
+            self.ask(toolstack, WRITE, 0, home + b"\0")
+            self.ask(toolstack, SET_PERMS, 0, home + b"\0n%d\0" % domid)
             for name, value in QUOTAS.items():
                 self.ask(toolstack, SET_QUOTA, 0, b"%d\0%s\0%d\0" % (domid, name.encode(), value))
 
@@ -123,7 +124,7 @@ class Harness:
             for to, stream in turn.output.items():
                 for kind, req_id, back, content in messages(stream):
                     assert (req_id, back) == ((0, 0) if kind == reference.EVENT else (77, tx_id))
-                    assert len(content) <= reference.PAYLOAD_MAX
+                    assert len(content) <= PAYLOAD_MAX
                     said.setdefault(to, []).append((kind, content))
         self.model.serve(number, op, tx_id, payload, said)
         performed = [effect for turn in turns for effect in turn.effects]
@@ -137,7 +138,7 @@ class Harness:
     def check(self) -> None:
         """The store's tree is the model's, and State knows the same."""
         tree = self.store.store.tree
-        found: dict[bytes, reference.Node] = {}
+        found: dict[bytes, Node] = {}
         stack: list[tuple[bytes, RealNode]] = [(b"/", tree.root)]
         for path, node in [*stack, *tree.specials.items()]:
             found[path] = seen(node)

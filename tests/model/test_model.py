@@ -10,7 +10,7 @@ from typing import Final
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.model import reference
+from tests.model import nodes, reference
 from tests.model.harness import Harness
 from tests.model.support import examples
 
@@ -45,7 +45,7 @@ PIECES = st.lists(
     max_size=7,
 ).map(b"".join)
 OPS = st.one_of(
-    st.sampled_from(sorted(reference.ON_NODES | {4, 5, 6, 7, 10, 21, 23})),
+    st.sampled_from(sorted(nodes.ON_NODES | {4, 5, 6, 7, 10, 21, 23})),
     st.sampled_from([15, 16, 20, 27, 65535, 2**32 - 1]),
 )
 TX = st.sampled_from([0, 0, 0, 1, 1, 1, 1, 2, 3])
@@ -86,29 +86,29 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(who=WHO, nth=TX, path=ANY_PATHS, value=VALUES)
     def write(self, who: int, nth: int, path: bytes, value: bytes) -> None:
         number = self.number(who)
-        self.ask(number, reference.WRITE, self.tx_of(number, nth), path + b"\0" + value)
+        self.ask(number, nodes.WRITE, self.tx_of(number, nth), path + b"\0" + value)
 
     @rule(who=WHO, nth=TX, path=PATHS)
     def remove(self, who: int, nth: int, path: bytes) -> None:
         number = self.number(who)
-        self.ask(number, reference.RM, self.tx_of(number, nth), path + b"\0")
+        self.ask(number, nodes.RM, self.tx_of(number, nth), path + b"\0")
 
     @rule(who=WHO, nth=TX, path=ANY_PATHS, entries=LISTS)
     def set_perms(self, who: int, nth: int, path: bytes, entries: list[bytes]) -> None:
         number = self.number(who)
         payload = b"".join(word + b"\0" for word in (path, *entries))
-        self.ask(number, reference.SET_PERMS, self.tx_of(number, nth), payload)
+        self.ask(number, nodes.SET_PERMS, self.tx_of(number, nth), payload)
 
     @rule(nth=TX, path=PATHS, entries=GOOD_LISTS)
     def open_up(self, nth: int, path: bytes, entries: list[bytes]) -> None:
         """The toolstack gives rights away, so that guests get somewhere."""
         payload = b"".join(word + b"\0" for word in (path, *entries))
-        self.ask(1, reference.SET_PERMS, self.tx_of(1, nth), payload)
+        self.ask(1, nodes.SET_PERMS, self.tx_of(1, nth), payload)
 
     @rule(who=WHO, nth=TX, path=ANY_PATHS, offset=st.sampled_from([b"0", b"2", b"3", b"-1", b"99", b"x"]))
     def directory_part(self, who: int, nth: int, path: bytes, offset: bytes) -> None:
         number = self.number(who)
-        self.ask(number, reference.DIRECTORY_PART, self.tx_of(number, nth), path + b"\0" + offset + b"\0")
+        self.ask(number, nodes.DIRECTORY_PART, self.tx_of(number, nth), path + b"\0" + offset + b"\0")
 
     # ---- watches
 

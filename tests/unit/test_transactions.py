@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from tests.model import reference
 from tests.model.harness import Harness, answer, message, messages
-from tests.model.reference import DIRECTORY, END, GET_PERMS, MKDIR, READ, RM, SET_PERMS, START, WATCH, WRITE
+from tests.model.nodes import DIRECTORY, GET_PERMS, MKDIR, READ, RM, SET_PERMS, WRITE
+from tests.model.reference import END, START, WATCH
 from tests.model.support import examples
 from xenstore_logic.embedded import Embedded
 from xenstore_state import tree as tree_module
