@@ -1,70 +1,47 @@
-"""Transactions by observation: they conflict only over what they really depended on.
+"""Transactions by repetition: a commit does everything again, at once, and must get the same answers.
 
 Theory of operation.  A transaction does not copy the store.  The first access to a node takes a snapshot of that node
 (`Seen`); later reads give the same answer whatever happens outside, and nodes not touched yet are read live.  Its own
-changes lie in an overlay (`Change`, by path) above the live tree, and removed subtrees are hidden.  What the client
-was *told* is marked on the `Seen`: a value, a list of children, a permission list, an absence.
+changes lie in an overlay (`Change`, by path) above the live tree, and removed subtrees are hidden.  Each operation is
+logged with what the client was told: so much is all that a commit depends on.
 
-Commit, in this order:
-1. everything the client was told must still be true of the live tree, and still be permitted to it;
-2. the writes are done again, in order, on the live tree; each must be permitted now, and have the outcome it had;
-3. each written node must end with the permission list the transaction saw it get.
-If anything differs, nothing has happened and the client gets EAGAIN.  Implicit parents were never "absent" to the client:
-they are made if missing, at commit.  So creating different children of one parent, or blind writes, never conflict.
+Commit does the logged operations again on the live tree, in order.  Each must end as it did, and each node that was asked
+for must end with the permission list that the transaction saw it get; if anything differs, nothing has happened and the
+client gets EAGAIN.  So what commits is as if it had happened at once, and nothing is refused that would have come out the
+same: creating different children of one parent, or blind writes, never conflict.
 
-Logic and State both run this code on equal trees, so a commit is a small record.  Knows no quotas and no watches.
+Logic and State both run this code on equal trees, so a commit is a small record.  Knows no watches.
 """
 
-from typing import Final, Literal
+from typing import Any, Final
 
-from protocol.errors import EACCES, EAGAIN, ENOENT, ENOSPC, StoreError
-from protocol.permissions import READ, WRITE
-from xenstore_state.access import OWNER, Acl, Subject, allows, inherited, rights
+from protocol.errors import EAGAIN, ENOSPC, StoreError
+from protocol.permissions import WRITE
+from xenstore_state.access import Acl, Subject, inherited, rights
 from xenstore_state.quotas import exceeds
-from xenstore_state.tree import Node, Snapshot, SnapshotLost, Tree
-from xenstore_state.views import NEW, Face, Fired, Parts, View, create
+from xenstore_state.tree import Node, Snapshot, SnapshotLost, Tree, walk
+from xenstore_state.views import NEW, Face, Fired, Live, Parts, View
 
-SAW_ABSENT: Final = 1
-SAW_VALUE: Final = 2
-SAW_ACL: Final = 4
-SAW_OWNER: Final = 8
-SAW_EMPTY: Final = 16
-"""An empty value, of a node that the transaction made, or would have found."""
+LOG_MAX: Final = 16 << 20
+"""Bytes that the log of one transaction may take, about; a sixteenth of it for a domain that quotas bind."""
+ENTRY_SIZE: Final = 256
+"""Bytes a log entry takes beyond names and values, about."""
 
-
-class Listing:
-    """A list of children that the client was told: what of it was the transaction's own doing."""
-
-    __slots__ = ("added", "hidden", "told")
-
-    def __init__(self, names: list[bytes], added: list[bytes], hidden: frozenset[bytes]) -> None:
-        self.added = added
-        self.hidden = hidden
-        self.told = self.of(names)
-
-    def of(self, names: list[bytes]) -> list[bytes]:
-        """What the client would be told if these were the live children."""
-        if self.hidden:
-            names = [name for name in names if name not in self.hidden]
-        if not self.added:
-            return names
-        there = set(names)
-        return names + [name for name in self.added if name not in there]
+Asked = tuple[str, Parts, tuple[Any, ...], str, Any]
+"""An operation, the node, its other arguments, and what the client was told: an error's name or "", and the answer."""
+_CHANGING: Final = frozenset({"write", "mkdir", "rm", "set_perms"})
 
 
 class Seen:
     """A node as it was when the transaction first touched it; `node` is None if there was none."""
 
-    __slots__ = ("acl", "generation", "lists", "names", "node", "parts", "saw", "snapshot", "value")
+    __slots__ = ("acl", "generation", "names", "node", "parts", "snapshot", "value")
 
     def __init__(self, parts: Parts, node: Node | None, snapshot: Snapshot) -> None:
         self.parts = parts
         self.node = node
         self.snapshot = snapshot
         self.names: list[bytes] | None = None
-        self.saw = 0
-        self.lists: list[Listing] = []
-        """Lists of children that the client was told."""
         self.acl: Acl = ()
         if node is not None:
             self.value, self.acl, self.generation = node.value, node.acl, node.generation
@@ -72,47 +49,27 @@ class Seen:
             self.value, self.generation = b"", 0
 
     def children(self) -> list[bytes]:
-        """Names of its children at that time."""
+        """Names of its children at that time; at any other time when that is lost: commit will ask again."""
         if self.names is None:
             if self.node is None:
                 return []
-            self.names = self.snapshot.children(self.node)
+            try:
+                self.names = self.snapshot.children(self.node)
+            except SnapshotLost:
+                self.names = list(self.node.children or ())
         return self.names
 
 
 class Change:
     """A node that the transaction wrote or made."""
 
-    __slots__ = ("acl", "asked", "assigned", "fresh", "told", "value")
+    __slots__ = ("acl", "asked", "value")
 
-    def __init__(self, value: bytes, acl: Acl, fresh: bool, written: bool) -> None:
+    def __init__(self, value: bytes, acl: Acl, *, asked: bool) -> None:
         self.value = value
         self.acl = acl
-        self.fresh = fresh
-        """Made in place of one that the transaction removed: nothing about it depends on the live tree."""
-        self.assigned = written
-        """The value was written, not that of a node which happened to be created empty."""
-        self.told = False
-        """The client was told its permission list or owner."""
-        self.asked = written
-        """The client asked for it or was told its permission list, which commit must end with."""
-
-
-Write = tuple[Literal["write", "mkdir", "rm", "perms", "told"], Parts, bytes, Acl]
-"""One change to be done at commit: what, where, the value or the permission list.
-
-`told` changes nothing: at that point the access must be refused with the error in place of the value."""
-
-
-def refusal(tree: Tree, parts: Parts, who: Subject, wanted: int) -> str | None:
-    """Error name with which an access to the live tree is refused, or None.  Hides what `who` may not know exists."""
-    node = tree.find(parts)
-    if node is not None:
-        return None if allows(node.acl, who, wanted) else "EACCES"
-    while node is None:
-        parts = parts[:-1]
-        node = tree.find(parts)
-    return "ENOENT" if rights(node.acl, who) & wanted else "EACCES"
+        self.asked = asked
+        """The client asked for it, so commit must end with its permission list."""
 
 
 class Transaction(View):
@@ -122,46 +79,31 @@ class Transaction(View):
         "_below",
         "_changes",
         "_hidden",
-        "_indexed",
         "_limit",
-        "_lost",
-        "_made",
-        "_refused",
+        "_size",
         "_snapshots",
-        "_told_gone",
-        "_values",
         "created",
         "doomed",
+        "log",
         "seen",
         "tx_id",
-        "writes",
     )
 
     def __init__(self, tx_id: int, tree: Tree, limit: int) -> None:
         """At most `limit` nodes may be touched; the one beyond dooms the transaction (ENOSPC, then ENOMEM at commit)."""
-        self.tx_id = tx_id
         super().__init__(tree)
+        self.tx_id = tx_id
         self._limit = limit
         self.seen: dict[Parts, Seen | None] = {}
         """Nodes by first access; None for one that was only ever written, about which there is nothing to remember."""
         self._changes: dict[Parts, Change] = {}
-        self._below: dict[Parts, dict[bytes, Change | None]] = {}
-        """The same by parent and name, in order, as far as `_indexed` says; None for a mere way to changes further down."""
-        self._made: list[Parts] = []
-        """Where changes were made, in order."""
-        self._indexed = 0
+        self._below: dict[Parts, dict[bytes, None]] = {}
+        """Names of changed nodes by parent, in order of creation."""
         self._hidden: set[Parts] = set()
         """Roots of live subtrees that the transaction removed."""
-        self.writes: list[Write] = []
-        self._values: dict[Parts, int] = {}
-        """Index in `writes` of values that can still be replaced there."""
-        self._told_gone: dict[int, list[tuple[Parts, Acl]]] = {}
-        """Permission lists that the client was told, of nodes that the n-th write removes."""
-        self._refused: dict[tuple[Parts, int], str] = {}
+        self.log: list[Asked] = []
+        self._size = 0
         self._snapshots: list[Snapshot] = []
-        """One for each moment at which a node was first accessed, oldest first."""
-        self._lost = False
-        """What was there at some first access cannot be told any more: commit gives EAGAIN."""
         self.doomed = False
         """A failure inside cannot be undone: commit gives ENOMEM."""
         self.created = False
@@ -170,7 +112,6 @@ class Transaction(View):
     # ---- looking
 
     def _is_hidden(self, parts: Parts) -> bool:
-        """Whether the live tree is hidden here."""
         hidden = self._hidden
         return bool(hidden) and any(parts[:depth] in hidden for depth in range(1, len(parts) + 1))
 
@@ -190,7 +131,7 @@ class Transaction(View):
             raise ENOSPC
 
     def find(self, parts: Parts) -> Face | None:
-        """The node as the transaction sees it; counts as an access, not as something the client was told."""
+        """The node as the transaction sees it."""
         change = self._changes.get(parts)
         if change is not None:
             return change
@@ -198,190 +139,166 @@ class Transaction(View):
         return seen if seen.node is not None and not self._is_hidden(parts) else None
 
     def told_value(self, parts: Parts) -> None:
-        """The client was told the value."""
-        change = self._changes.get(parts)
-        if change is None:
-            self._touch(parts).saw |= SAW_VALUE
-        elif not change.fresh and not change.assigned:
-            seen = self._touch(parts)
-            seen.saw |= SAW_EMPTY if seen.node is None else SAW_VALUE
+        """In the log."""
 
     def told_acl(self, parts: Parts) -> None:
-        """The client was told the permission list."""
-        change = self._changes.get(parts)
-        if change is None:
-            self._touch(parts).saw |= SAW_ACL
-        else:
-            change.asked = change.told = True
+        """In the log."""
 
     def told_refusal(self, parts: Parts, who: Subject, wanted: int, error: str) -> None:
-        """The client was told that it may not, or that there is nothing."""
-        if not who.privileged and (
-            self._is_hidden(parts) or isinstance(self.find(parts) or self.nearest(parts), Change)
-        ):
-            # It depends on what was done before: commit asks again in its turn.
-            self._note(("told", parts, error.encode(), ((wanted, 0),)))
-            return
-        if parts in self._changes or self._is_hidden(parts):
-            return
-        seen = self._touch(parts)
-        if error == "ENOENT":
-            seen.saw |= SAW_ABSENT
-            if parts in self._index():
-                # Something below was written while it was there: in no order of events are both answers right.
-                self._lost = True
-        if not who.privileged:
-            self._refused[parts, wanted] = error
-
-    def told_owner(self, parts: Parts) -> None:
-        """The client was told that somebody else is the owner."""
-        change = self._changes.get(parts)
-        if change is None:
-            self._touch(parts).saw |= SAW_OWNER
-        else:
-            change.asked = change.told = True
+        """In the log."""
 
     def children(self, parts: Parts) -> list[bytes]:
-        """Names of the children of an existing node; the client is told them."""
-        added = [name for name, change in self._index().get(parts, {}).items() if change is not None]
-        if self._is_hidden(parts):
-            return added
-        depth = len(parts) + 1
-        hidden = frozenset(p[-1] for p in self._hidden if len(p) == depth and p[:-1] == parts)
-        seen = self._touch(parts)
-        try:
-            names = seen.children()
-        except SnapshotLost:
-            self._lost = True
-            node = self.tree.find(parts)
-            names = list(node.children or ()) if node is not None else []
-        ways = [name for name, change in self._index().get(parts, {}).items() if change is None]
-        if ways and not set(ways) <= set(names) | set(added):
-            self._lost = True  # as in `told_refusal`
-        listing = Listing(names, added, hidden)
-        if not seen.lists or (seen.lists[-1].added, seen.lists[-1].hidden) != (added, hidden):
-            seen.lists.append(listing)
-        return listing.told
+        """Names of the children of an existing node."""
+        names = self._touch(parts).children() if not self._is_hidden(parts) else []
+        hidden, below = self._hidden, self._below.get(parts)
+        if hidden:
+            names = [name for name in names if (*parts, name) not in hidden]
+        if not below:
+            return names
+        there = set(names)
+        return names + [name for name in below if name not in there]
 
     def generation(self, parts: Parts) -> int:
         """A number that changes when the node does, inside this transaction."""
-        if parts in self._changes or parts in self._index() or self._is_hidden(parts):
-            return (1 << 62) + len(self.writes)
+        if parts in self._changes or parts in self._below or self._is_hidden(parts):
+            return (1 << 62) + len(self.log)
         return self._touch(parts).generation
+
+    # ---- the operations, logged
+
+    def read(self, parts: Parts, who: Subject) -> bytes:
+        """The value."""
+        answer: bytes = self._logged("read", parts, (), who)
+        return answer
+
+    def directory(self, parts: Parts, who: Subject) -> list[bytes]:
+        """Names of the children in order of creation."""
+        answer: list[bytes] = self._logged("directory", parts, (), who)
+        return answer
+
+    def get_perms(self, parts: Parts, who: Subject) -> Acl:
+        """The permission list."""
+        answer: Acl = self._logged("get_perms", parts, (), who)
+        return answer
+
+    def write(self, parts: Parts, value: bytes, who: Subject) -> list[Fired]:
+        """Sets a value.  (The common case first: a node that exists and was not touched is written blindly.)"""
+        if parts not in self._changes and parts not in self.seen and not self._hidden:
+            node = self.tree.find(parts)
+            if node is not None and who.quotas is None and (who.privileged or rights(node.acl, who) & WRITE):
+                self._count(parts)
+                self._keep("write", parts, (value,), "", None, who)
+                self.seen[parts] = None
+                self._changes[parts] = Change(value, node.acl, asked=True)
+                if parts:
+                    self._below.setdefault(parts[:-1], {})[parts[-1]] = None
+                return []
+        self._logged("write", parts, (value,), who)
+        return []
+
+    def mkdir(self, parts: Parts, who: Subject) -> list[Fired]:
+        """Creates an empty node."""
+        self._logged("mkdir", parts, (), who)
+        return []
+
+    def rm(self, parts: Parts, who: Subject) -> list[Fired]:
+        """Removes a node with everything below it."""
+        self._logged("rm", parts, (), who)
+        return []
+
+    def set_perms(self, parts: Parts, acl: Acl, who: Subject) -> list[Fired]:
+        """Replaces the permission list."""
+        self._logged("set_perms", parts, (acl,), who)
+        return []
+
+    def _logged(self, operation: str, parts: Parts, arguments: tuple[Any, ...], who: Subject) -> Any:
+        error, answer = "", None
+        try:
+            answer = getattr(View, operation)(self, parts, *arguments, who)
+        except StoreError as e:
+            error = e.name
+            raise
+        finally:
+            self._keep(operation, parts, arguments, error, None if operation in _CHANGING else answer, who)
+        return answer
+
+    def _keep(
+        self, operation: str, parts: Parts, arguments: tuple[Any, ...], error: str, answer: Any, who: Subject
+    ) -> None:
+        """Logs what was asked and answered; the same again, at once, adds nothing.  Raises ENOSPC."""
+        entry = (operation, parts, arguments, error, answer)
+        if self.log:
+            last = self.log[-1]
+            if last == entry:
+                return
+            if last[:2] == ("write", parts) and operation == "write" and not last[3] and not error:
+                self.log[-1] = entry  # nobody will know what it was in between
+                return
+        size = ENTRY_SIZE + sum(map(len, parts))
+        if operation == "directory":
+            size += 64 * len(answer or ())
+        elif operation in {"read", "write"}:
+            size += len(answer or (arguments and arguments[0]) or b"")
+        self._size += size
+        if self._size > (LOG_MAX if who.quotas is None else LOG_MAX // 16):
+            self.doomed = True
+            raise ENOSPC
+        self.log.append(entry)
 
     # ---- changing
 
     def _make(self, parts: Parts, value: bytes, acl: Acl) -> Change:
-        change = self._changes[parts] = Change(value, acl, self._is_hidden(parts), False)
-        self._made.append(parts)
-        return change
-
-    def _note(self, write: Write) -> None:
-        """One more change to be done, as many as nodes may be touched.  A value written again is done once."""
-        writes, values = self.writes, self._values
-        kind, parts, _, _ = write
-        if kind == "write":
-            known = values.setdefault(parts, len(writes))
-            if known < len(writes):
-                writes[known] = write
-                return
-        elif writes and writes[-1] == write:
-            return
-        else:
-            values.clear()  # the order matters
-        if len(writes) >= self._limit:
-            self.doomed = True
-            raise ENOSPC
-        writes.append(write)
-
-    def _index(self) -> dict[Parts, dict[bytes, Change | None]]:
-        """`_below`, brought up to date."""
-        made, below = self._made, self._below
-        for parts in made[self._indexed :]:
-            change = self._changes.get(parts)
-            if change is None or not parts:
-                continue
-            siblings = below.setdefault(parts[:-1], {})
+        change = self._changes[parts] = Change(value, acl, asked=False)
+        if parts:
+            siblings = self._below.setdefault(parts[:-1], {})
             siblings.pop(parts[-1], None)
-            siblings[parts[-1]] = change
-            way = parts[:-1]
-            while way and way[-1] not in below.get(way[:-1], ()):
-                below.setdefault(way[:-1], {})[way[-1]] = None
-                way = way[:-1]
-        self._indexed = len(made)
-        return below
-
-    def write(self, parts: Parts, value: bytes, who: Subject) -> list[Fired]:
-        """Sets a value.  (The common case of `View.write`, for speed: a node that exists and was not touched.)"""
-        if parts not in self._changes and parts not in self.seen and not self._hidden and who.quotas is None:
-            node = self.tree.find(parts)
-            if node is not None and (who.privileged or rights(node.acl, who) & WRITE):
-                self._count(parts)
-                self.seen[parts] = None
-                self._changes[parts] = Change(value, node.acl, False, True)
-                self._made.append(parts)
-                self._note(("write", parts, value, NEW))
-                return []
-        return super().write(parts, value, who)
+            siblings[parts[-1]] = None
+        return change
 
     def put(self, parts: Parts, value: bytes, who: Subject, before: Acl) -> list[Fired]:
         """Sets a value in the overlay."""
         known = self._changes.get(parts) if before is not NEW else self._create(parts, who)
         change = known or self._make(parts, value, before)
         change.value = value
-        change.asked = change.assigned = True
-        self._note(("write", parts, value, NEW))
+        change.asked = True
         return []
 
     def make(self, parts: Parts, who: Subject) -> list[Fired]:
         """Creates a node in the overlay."""
         self._create(parts, who).asked = True
-        self._note(("mkdir", parts, b"", NEW))
         return []
 
     def _create(self, parts: Parts, who: Subject) -> Change:
-        self.created = True
         depth = len(parts) - 1
         while (parent := self.find(parts[:depth])) is None:
             depth -= 1
         acl = inherited(parent.acl, who)
-        for missing in range(depth + 1, len(parts)):
-            self._make(parts[:missing], b"", acl)
+        self.created = True
+        for level in range(depth + 1, len(parts)):
+            self._make(parts[:level], b"", acl)
         return self._make(parts, b"", acl)
-
-    def keep(self, parts: Parts, found: Face) -> None:
-        """At commit it may be gone."""
-        change = self._changes.get(parts) or self._make(parts, found.value, found.acl)
-        change.asked = True
-        self._note(("mkdir", parts, b"", NEW))
 
     def remove(self, parts: Parts) -> list[Fired]:
         """Hides a subtree."""
         self.find(parts[:-1])
-        return self.remove_nothing(parts)
+        depth = len(parts)
+        for gone in [p for p in self._changes if p[:depth] == parts]:
+            del self._changes[gone]
+        for above in [p for p in self._below if p[:depth] == parts]:
+            del self._below[above]
+        self._below.get(parts[:-1], {}).pop(parts[-1], None)
+        self._hidden.add(parts)
+        return []
 
     def remove_nothing(self, parts: Parts) -> list[Fired]:
         """At commit there may be something, but not for this transaction."""
-        below, stack = self._index(), [parts]
-        while stack:
-            gone = stack.pop()
-            change = self._changes.pop(gone, None)
-            if change is not None and change.told:
-                self._told_gone.setdefault(len(self.writes), []).append((gone, change.acl))
-            stack += [(*gone, name) for name in below.pop(gone, ())]
-        below.get(parts[:-1], {}).pop(parts[-1], None)
-        self._hidden.add(parts)
-        self._note(("rm", parts, b"", NEW))
-        return []
+        return self.remove(parts)
 
     def set_acl(self, parts: Parts, acl: Acl) -> list[Fired]:
         """Replaces a permission list in the overlay."""
-        change = self._changes.get(parts)
-        if change is None:
-            change = self._make(parts, self._touch(parts).value, acl)
+        change = self._changes.get(parts) or self._make(parts, self._touch(parts).value, acl)
         change.acl = acl
         change.asked = True
-        self._note(("perms", parts, b"", acl))
         return []
 
     def doom(self) -> None:
@@ -397,53 +314,72 @@ class Transaction(View):
         self._snapshots.clear()
 
     def commit(self, who: Subject) -> list[Fired]:
-        """Applies the writes to the live tree.  Raises EAGAIN on a conflict, ENOMEM if doomed; then nothing changes."""
-        try:
-            if self.doomed:
-                raise StoreError("ENOMEM")
-            if self._lost or not self._holds(who):
-                raise EAGAIN
-        finally:
-            self.close()
+        """Does everything again.  Raises EAGAIN if an answer differs, ENOMEM if doomed; then nothing changes."""
+        self.close()
+        if self.doomed:
+            raise StoreError("ENOMEM")
         plain = self._plain(who)
         if plain is not None:
             return self._assign(plain)
-        before = self.tree.savepoint()
-        originals = {parts: self.tree.find(parts) for _, parts, _, _ in self.writes}
-        acls = {parts: node.acl for parts, node in originals.items() if node is not None}
+        tree = self.tree
+        since = tree.generation
+        changed = {parts: tree.find(parts) for operation, parts, *_ in self.log if operation in _CHANGING}
+        acls = {parts: node.acl for parts, node in changed.items() if node is not None}
+        before = tree.savepoint()
         try:
-            fired: dict[Parts, Fired] = {}
-            made: dict[Node, Parts] = {}
-            for n, write in enumerate(self.writes):
-                for parts, acl in self._told_gone.get(n, ()):
-                    self._must_have(parts, acl)
-                self._do(write, who, fired, made)
+            fired = self._again(who, since)
             for parts, change in self._changes.items():
-                if change.asked:
-                    self._must_have(parts, change.acl)
-            if self.created and who.quotas and exceeds(self.tree.owned.get(who.domid, 0), who.quotas["nodes"]):
+                node = tree.find(parts) if change.asked else None
+                if change.asked and (node is None or node.acl != change.acl):
+                    raise EAGAIN
+            if self.created and who.quotas and exceeds(tree.owned.get(who.domid, 0), who.quotas["nodes"]):
                 raise ENOSPC
-        except StoreError as e:
-            self.tree.rollback(before)
-            raise (ENOSPC if e.name == "ENOSPC" else EAGAIN) from None
+        except StoreError:
+            tree.rollback(before)
+            raise
         finally:
             before.close()
-        # Order of events: that of first access, whatever the order of changes.
-        # Who could read a node before may learn of its change.
-        return [(p, fired[p][1], acls.get(p, NEW)) for p in self.seen if p in fired]
+        # In the order of first access; who could read a node before may learn of its change.
+        return [(parts, fired[parts], acls.get(parts, NEW)) for parts in self.seen if parts in fired]
 
-    def _must_have(self, parts: Parts, acl: Acl) -> None:
-        node = self.tree.find(parts)
-        if node is None or node.acl != acl:
-            raise EAGAIN
+    def _again(self, who: Subject, since: int) -> dict[Parts, Node | None]:
+        """All of it.  What watches are told: the root of a subtree that is gone, or None for another change, by node."""
+        live = Live(self.tree)
+        unlimited = Subject(who.domid, privileged=who.privileged)  # quotas were asked then, and are at the end
+        unlimited.target = who.target
+        gone: dict[Parts, Node] = {}
+        there: dict[Parts, Node | None] = {}
+        for operation, parts, arguments, error, answer in self.log:
+            if error == "ENOSPC":
+                continue
+            try:
+                now = getattr(live, operation)(parts, *arguments, unlimited)
+            except StoreError as e:
+                if e.name != error:
+                    raise EAGAIN from None
+                continue
+            if error or (operation not in _CHANGING and now != answer):
+                raise EAGAIN
+            if operation in _CHANGING and now:
+                removed = now[0][1]
+                if removed is None:
+                    there[parts] = self.tree.find(parts)
+                elif removed.birth <= since:
+                    gone.setdefault(parts, _without_what_came_since(removed, since))
+                else:
+                    there.pop(parts, None)
+        still = {parts: None for parts, node in there.items() if self.tree.find(parts) is node}
+        return {**still, **gone}
 
     def _plain(self, who: Subject) -> list[Node] | None:
         """The nodes of all writes, in order, if nothing but values of existing nodes changes and nothing can go wrong."""
         find, changes = self.tree.find, self._changes
         nodes = []
-        for kind, parts, _, _ in self.writes:
+        for operation, parts, _, error, _ in self.log:
+            if operation != "write" or error:
+                return None
             node, change = find(parts), changes.get(parts)
-            if kind != "write" or node is None or change is None or node.acl != change.acl:
+            if node is None or change is None or node.acl != change.acl:
                 return None
             if not who.privileged and not rights(node.acl, who) & WRITE:
                 return None
@@ -453,98 +389,15 @@ class Transaction(View):
     def _assign(self, nodes: list[Node]) -> list[Fired]:
         tree = self.tree
         fired: dict[Parts, Fired] = {}
-        for node, (_, parts, value, _) in zip(nodes, self.writes, strict=True):
-            tree.set_value(node, value, tree.generation + 1)
+        for node, (_, parts, arguments, _, _) in zip(nodes, self.log, strict=True):
+            tree.set_value(node, arguments[0], tree.generation + 1)
             fired[parts] = (parts, None, node.acl)
         return [fired[parts] for parts in self.seen if parts in fired]
 
-    def _holds(self, who: Subject) -> bool:
-        tree = self.tree
-        for seen in self.seen.values():
-            if seen is None or not (seen.saw or seen.lists):
-                continue
-            node, saw = tree.find(seen.parts), seen.saw
-            if saw & SAW_ABSENT and node is not None:
-                return False
-            if seen.lists:
-                if node is None and seen.node is not None:
-                    return False
-                names = list(node.children or ()) if node is not None else []
-                if any(listing.of(names) != listing.told for listing in seen.lists):
-                    return False
-            if saw & SAW_EMPTY and node is not None and node.value:
-                return False
-            if saw & (SAW_VALUE | SAW_ACL | SAW_OWNER) and (
-                node is None
-                or (saw & SAW_VALUE and node.value != seen.value)
-                or (saw & SAW_ACL and node.acl != seen.acl)
-                or (saw & SAW_OWNER and node.acl[0][1] != seen.acl[0][1])
-            ):
-                return False
-            told = saw & (SAW_VALUE | SAW_ACL | SAW_EMPTY) or seen.lists
-            if told and node is not None and not allows(node.acl, who, READ):
-                return False
-        return all(refusal(tree, parts, who, wanted) == e for (parts, wanted), e in self._refused.items())
 
-    def _do(self, write: Write, who: Subject, fired: dict[Parts, Fired], made: dict[Node, Parts]) -> None:
-        kind, parts, value, acl = write
-        tree = self.tree
-        node = tree.find(parts)
-        if kind == "told":
-            if refusal(tree, parts, who, acl[0][0]) != value.decode():
-                raise EACCES
-            return
-        if kind == "rm":
-            self._do_remove(parts, node, who, fired, made)
-            return
-        if node is None:
-            if kind == "perms":
-                raise ENOENT
-            new = create(tree, parts, value, who)
-            made.update((n, parts[: len(parts) - back]) for back, n in enumerate(reversed(new)))
-            fired.setdefault(parts, (parts, None, NEW))
-            return
-        if not who.privileged and not allows(node.acl, who, WRITE | OWNER if kind == "perms" else WRITE):
-            raise EACCES
-        if kind == "mkdir":
-            return
-        if parts not in fired:
-            fired[parts] = (parts, None, node.acl)
-        if kind == "perms":
-            tree.set_acl(node, acl, tree.generation + 1)
-        else:
-            tree.set_value(node, value, tree.generation + 1)
-
-    def _do_remove(
-        self, parts: Parts, node: Node | None, who: Subject, fired: dict[Parts, Fired], made: dict[Node, Parts]
-    ) -> None:
-        tree = self.tree
-        parent = tree.find(parts[:-1])
-        if parent is None:
-            raise ENOENT
-        if node is None:
-            if refusal(tree, parts, who, WRITE) == "EACCES":
-                raise EACCES
-            return
-        if not allows(node.acl, who, WRITE):
-            raise EACCES
-        if parts in fired and fired[parts][1] is None:
-            del fired[parts]
-        if node.children:  # a leaf has nothing below that could have been changed
-            depth = len(parts)
-            for below in [p for p, (_, removed, _) in fired.items() if removed is None and p[:depth] == parts]:
-                del fired[below]
-        if node not in made:
-            fired[parts] = (parts, node, node.acl)
-            if node.children:
-                self._unmake_below(parts, made)
-        tree.remove_child(parent, parts[-1], tree.generation + 1)
-
-    def _unmake_below(self, parts: Parts, made: dict[Node, Parts]) -> None:
-        """Of what was created and is removed again nobody is told: takes it out of a subtree that is about to go."""
-        tree, depth = self.tree, len(parts)
-        for node, where in list(made.items()):
-            if where[:depth] == parts and tree.find(where) is node:
-                parent = tree.find(where[:-1])
-                if parent is not None:
-                    tree.remove_child(parent, where[-1], tree.generation + 1)
+def _without_what_came_since(removed: Node, since: int) -> Node:
+    """A removed subtree less what the transaction itself had made in it: of that nobody is told."""
+    for node in walk(removed):
+        if node.children and next(reversed(node.children.values())).birth > since:
+            node.children = {name: child for name, child in node.children.items() if child.birth <= since} or None
+    return removed
