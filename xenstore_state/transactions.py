@@ -138,15 +138,6 @@ class Transaction(View):
         seen = self._touch(parts)
         return seen if seen.node is not None and not self._is_hidden(parts) else None
 
-    def told_value(self, parts: Parts) -> None:
-        """In the log."""
-
-    def told_acl(self, parts: Parts) -> None:
-        """In the log."""
-
-    def told_refusal(self, parts: Parts, who: Subject, wanted: int, error: str) -> None:
-        """In the log."""
-
     def children(self, parts: Parts) -> list[bytes]:
         """Names of the children of an existing node."""
         names = self._touch(parts).children() if not self._is_hidden(parts) else []

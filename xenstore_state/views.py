@@ -49,10 +49,6 @@ class View:
     def find(self, parts: Parts) -> Face | None:
         """The node, if there is one."""
 
-    @abstractmethod
-    def told_refusal(self, parts: Parts, who: Subject, wanted: int, error: str) -> None:
-        """The caller is told that it may not, or that there is nothing."""
-
     def nearest(self, parts: Parts) -> Face:
         """The nearest existing ancestor."""
         while parts:
@@ -68,19 +64,14 @@ class View:
         if found is not None:
             if who.privileged or (rights(found.acl, who) & wanted) == wanted:
                 return found
-            raise self._refuse(parts, who, wanted, "EACCES")
+            raise StoreError("EACCES")
         if who.privileged or rights(self.nearest(parts).acl, who) & wanted:
-            raise self._refuse(parts, who, wanted, "ENOENT")
-        raise self._refuse(parts, who, wanted, "EACCES")
-
-    def _refuse(self, parts: Parts, who: Subject, wanted: int, error: str) -> StoreError:
-        self.told_refusal(parts, who, wanted, error)
-        return StoreError(error)
+            raise StoreError("ENOENT")
+        raise StoreError("EACCES")
 
     def read(self, parts: Parts, who: Subject) -> bytes:
         """The value."""
         found = self.permitted(parts, who, READ)
-        self.told_value(parts)
         return found.value
 
     def directory(self, parts: Parts, who: Subject) -> list[bytes]:
@@ -91,7 +82,6 @@ class View:
     def get_perms(self, parts: Parts, who: Subject) -> Acl:
         """The permission list."""
         found = self.permitted(parts, who, READ)
-        self.told_acl(parts)
         return found.acl
 
     def write(self, parts: Parts, value: bytes, who: Subject) -> list[Fired]:
@@ -103,7 +93,7 @@ class View:
                 self._may_grow(parts, None, who.quotas, self.nearest(parts).acl, value)
             return self.put(parts, value, who, NEW)
         if not who.privileged and not rights(found.acl, who) & WRITE:
-            raise self._refuse(parts, who, WRITE, "EACCES")
+            raise StoreError("EACCES")
         if who.quotas is not None:
             self._may_grow(parts, found, who.quotas, found.acl, value)
         return self.put(parts, value, who, found.acl)
@@ -115,8 +105,7 @@ class View:
             self._may_create(parts, who)
             return self.make(parts, who)
         if not who.privileged and not rights(found.acl, who) & WRITE:
-            raise self._refuse(parts, who, WRITE, "EACCES")
-        self.keep(parts, found)
+            raise StoreError("EACCES")
         return []
 
     def _may_create(self, parts: Parts, who: Subject) -> None:
@@ -124,7 +113,7 @@ class View:
             return
         parent = self.nearest(parts)
         if not rights(parent.acl, who) & WRITE:
-            raise self._refuse(parts, who, WRITE, "EACCES")
+            raise StoreError("EACCES")
         if who.quotas is None:
             return
         if exceeds(self.tree.owned.get(who.domid, 0) + 1, who.quotas["nodes"]):
@@ -158,18 +147,17 @@ class View:
         """Removes a node with everything below it.  A missing one is fine as long as its parent exists."""
         found = self.find(parts)
         if not who.privileged and not rights((found or self.nearest(parts)).acl, who) & WRITE:
-            raise self._refuse(parts, who, WRITE, "EACCES")
+            raise StoreError("EACCES")
         if found is not None:
             return self.remove(parts)
         if self.find(parts[:-1]) is None:
-            raise self._refuse(parts[:-1], who, WRITE, "ENOENT")
+            raise StoreError("ENOENT")
         return self.remove_nothing(parts)
 
     def set_perms(self, parts: Parts, acl: Acl, who: Subject) -> list[Fired]:
         """Replaces the permission list; only the privileged domain may change the owner (EPERM)."""
         found = self.permitted(parts, who, WRITE | OWNER)
         if not who.privileged and found.acl[0][1] != acl[0][1]:
-            self.told_owner(parts)
             raise StoreError("EPERM")
         if who.quotas is not None:
             self._may_grow(parts, found, who.quotas, acl, found.value)
@@ -178,19 +166,8 @@ class View:
     # ---- what a view does about it
 
     @abstractmethod
-    def told_value(self, parts: Parts) -> None:
-        """The caller is told the value."""
-
-    @abstractmethod
-    def told_acl(self, parts: Parts) -> None:
-        """The caller is told the permission list."""
-
-    def told_owner(self, parts: Parts) -> None:
-        """The caller is told that somebody else is the owner."""
-
-    @abstractmethod
     def children(self, parts: Parts) -> list[bytes]:
-        """Names of the children of an existing node; the caller is told them."""
+        """Names of the children of an existing node."""
 
     @abstractmethod
     def generation(self, parts: Parts) -> int:
@@ -203,9 +180,6 @@ class View:
     @abstractmethod
     def make(self, parts: Parts, who: Subject) -> list[Fired]:
         """Creates a missing node, which is permitted."""
-
-    def keep(self, parts: Parts, found: Face) -> None:
-        """Somebody made what is there already."""
 
     def doom(self) -> None:
         """A change failed half way."""
@@ -260,15 +234,6 @@ class Live(View):
             tree.set_value(node, value, tree.generation + 1)
             return [(parts, None, node.acl)]
         raise EACCES
-
-    def told_refusal(self, parts: Parts, who: Subject, wanted: int, error: str) -> None:
-        """Nothing depends on it."""
-
-    def told_value(self, parts: Parts) -> None:
-        """Nothing depends on it."""
-
-    def told_acl(self, parts: Parts) -> None:
-        """Nothing depends on it."""
 
     def children(self, parts: Parts) -> list[bytes]:
         """Names of the children of an existing node."""
