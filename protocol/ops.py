@@ -85,6 +85,8 @@ FEATURE_WATCH_DEPTH: Final = 4
 FEATURE_DOMID_ANY: Final = 8
 SOCKET_FEATURES: Final = FEATURE_ERROR | FEATURE_WATCH_DEPTH | FEATURE_DOMID_ANY
 """What GET_FEATURE answers on a socket (14): a socket never reconnects in place."""
+RING_FEATURES: Final = SOCKET_FEATURES | FEATURE_RECONNECTION
+"""What rings offer (15) unless SET_FEATURE says otherwise."""
 
 DOMID_FIRST_RESERVED: Final = 0x7FF0
 DOMID_SELF: Final = 0x7FF0

@@ -54,6 +54,20 @@ def watch_event(path: bytes, token: bytes) -> bytes | None:
     return HEADER.pack(15, 0, 0, n) + path + b"\0" + token + b"\0"
 
 
+def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """(type, whole message) of each message in a piece of output.  Raises ValueError when the last one is cut short."""
+    at = 0
+    while at < len(data):
+        if len(data) - at < HEADER_SIZE:
+            raise ValueError("a header is cut short")
+        op, _, _, length = HEADER.unpack_from(data, at)
+        end = at + HEADER_SIZE + length
+        if end > len(data):
+            raise ValueError("a message is cut short")
+        yield op, data[at:end]
+        at = end
+
+
 class Framer:
     """Cuts a byte stream into messages, whatever the pieces it arrives in.
 

@@ -36,10 +36,15 @@ W_ACTIVE: Final = 9
 """The request being handled: `slot << 32 | position of its first byte`, `NO_REQUEST` between requests."""
 W_SERVED: Final = 10
 """Requests handled since the file was made."""
+W_RING: Final = 11
+"""Slot + 1 of the ring whose page is being changed, 0 between changes: the next worker publishes it anew."""
 W_TAIL: Final = 16
 """Consumer's index of the journal."""
 W_ASLEEP: Final = 24
 """1 while the consumer sleeps until it is woken."""
+EVENTS_AT: Final = 1024
+"""Offset of the buffer for events taken and not dealt with yet, on the page of the words; zeros when there are none."""
+EVENTS_SIZE: Final = 2048
 NO_REQUEST: Final = 0xFFFFFFFFFFFFFFFF
 
 

@@ -84,6 +84,13 @@ def is_exhaustion(error: OSError) -> bool:
     return error.errno in _FULL
 
 
+def lowered(end: socket.socket) -> socket.socket:
+    """In a fresh worker: the same socket under a low number, which connections never have."""
+    low = socket.socket(fileno=fcntl.fcntl(end.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))
+    end.close()
+    return low
+
+
 class Handover:
     """A pair of sockets between the keeper and one worker.  Make it before the fork; a new one for each worker."""
 
@@ -112,9 +119,7 @@ class Handover:
         The worker's end moves to a low number: in the keeper its number is free from now on, for a connection.
         """
         self._keeper.close()
-        worker = self._worker
-        self._worker = socket.socket(fileno=fcntl.fcntl(worker.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))
-        worker.close()
+        self._worker = lowered(self._worker)
 
     def close(self) -> None:
         """Closes both ends, as far as they are open here."""

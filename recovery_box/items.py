@@ -8,7 +8,7 @@ growing beyond its bound.  Values are plain data; what they mean is the business
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 M32: Final = 0xFFFFFFFF
 PENDING_MAX: Final = 4 << 20
@@ -75,47 +75,76 @@ class Table(Generic[K, V]):
         return iter(self._items.values())
 
 
-@dataclass(slots=True)
+class Chunk(NamedTuple):
+    """A piece of output that waits."""
+
+    position: int
+    """Stream position of its first byte."""
+    data: bytes
+    deadline: int = 0
+    """When it is not wanted any more, in milliseconds of the monotonic clock; 0: it always is."""
+    cause: tuple[int, int] = (0, 0)
+    """Connection id and input position of the request that caused it."""
+
+
 class PendingOutput:
-    """Output of one connection that its region could not take: (stream position, bytes), oldest first."""
+    """Output that does not fit the region yet, in order.  Chunks are moved into the region front first."""
 
-    chunks: deque[tuple[int, bytes]] = field(default_factory=deque)
-    size: int = 0
+    __slots__ = ("chunks", "size")
 
-    def append(self, position: int, data: bytes) -> None:
+    def __init__(self) -> None:
+        self.chunks: deque[Chunk] = deque()
+        self.size = 0
+
+    def append(self, position: int, data: bytes, deadline: int = 0, cause: tuple[int, int] = (0, 0)) -> None:
         """Adds bytes at the end of the stream.  Raises `ItemError` beyond `PENDING_MAX` or out of order."""
         if not data:
             return
-        if self.chunks:
-            last, before = self.chunks[-1]
-            if (last + len(before)) & M32 != position:
-                raise ItemError("pending output does not follow what is pending")
+        if self.chunks and self.end != position:
+            raise ItemError("pending output does not follow what is pending")
         if self.size + len(data) > PENDING_MAX:
             raise ItemError("too much pending output")
-        self.chunks.append((position, data))
+        self.chunks.append(Chunk(position, data, deadline, cause))
         self.size += len(data)
 
-    def trim(self, made: int) -> None:
-        """Forgets what has moved into the region, whose output reaches up to stream position `made`."""
+    def trim(self, made: int) -> list[Chunk]:
+        """Forgets what has moved into the region, whose output reaches up to stream position `made`; what went wholly."""
+        gone = []
         while self.chunks:
-            position, data = self.chunks[0]
-            moved = (made - position) & M32
+            chunk = self.chunks[0]
+            moved = (made - chunk.position) & M32
             if not 0 < moved <= M32 >> 1:
-                return
+                break
             self.chunks.popleft()
-            if moved < len(data):
-                self.chunks.appendleft((made, data[moved:]))
+            if moved < len(chunk.data):
+                self.chunks.appendleft(chunk._replace(position=made, data=chunk.data[moved:]))
                 self.size -= moved
-                return
-            self.size -= len(data)
+                break
+            self.size -= len(chunk.data)
+            gone.append(chunk)
+        return gone
+
+    def expire(self, now: int) -> list[Chunk]:
+        """Drops the chunks whose deadline has come; those behind move up.  What was dropped."""
+        dropped = [chunk for chunk in self.chunks if 0 < chunk.deadline <= now]
+        if dropped:
+            position = self.chunks[0].position
+            kept: deque[Chunk] = deque()
+            for chunk in self.chunks:
+                if not 0 < chunk.deadline <= now:
+                    kept.append(chunk._replace(position=position))
+                    position = (position + len(chunk.data)) & M32
+            self.chunks = kept
+            self.size = sum(len(chunk.data) for chunk in kept)
+        return dropped
 
     @property
     def end(self) -> int | None:
         """Stream position behind the last pending byte."""
         if not self.chunks:
             return None
-        position, data = self.chunks[-1]
-        return (position + len(data)) & M32
+        last = self.chunks[-1]
+        return (last.position + len(last.data)) & M32
 
 
 @dataclass(slots=True)
@@ -132,6 +161,8 @@ class Connection:
     privileged: bool
     socket: bool
     """A socket, not a domain's ring."""
+    port: int = 0
+    """Of a ring: the local port of its event channel."""
     subject: Any = None
     """On whose behalf requests act; the business of those who check access."""
     watches: dict[tuple[bytes, bytes], Any] = field(default_factory=dict)

@@ -41,6 +41,7 @@ _IN_IOV: Final = 16
 _OUT_IOV: Final = 18
 _DONE: Final = 20
 _OWNER: Final = 21
+_STAGE: Final = 22
 _IOV: Final = 2
 _IOV_COUNT: Final = 3
 _BYTES: Final = 7
@@ -134,6 +135,15 @@ class Lane:
         """Input consumed so far."""
         self.made = word & M32
         """Output made so far."""
+
+    @property
+    def stage(self) -> int:
+        """How far the peer's side of a ring has been made ready; 0 in a prepared slot."""
+        return self._words[self._done_word - _DONE + _STAGE]
+
+    @stage.setter
+    def stage(self, stage: int) -> None:
+        self._words[self._done_word - _DONE + _STAGE] = stage
 
     @property
     def unsent(self) -> int:

@@ -1,12 +1,19 @@
 """A channel: what one Logic knows of one connection beyond what outlives it.
 
-It places output: into the lane's region where it fits, else behind it, as pending output that a record carries.
+It places output: into the lane's region where it fits, else behind it, as pending output that a record carries.  What a
+guest must read itself waits outside the region as long as its ring is full, message by message: events among it can expire.
 """
 
+from collections import deque
+
+from protocol.ops import Op
+from protocol.ring import RingIndexError
+from protocol.wire import messages
 from recovery_box.box import REGION_SIZE
-from recovery_box.items import PENDING_MAX, Connection
+from recovery_box.items import PENDING_MAX, Chunk, Connection
 from recovery_box.lanes import M32, Lane
-from xenstore_state.records import Output
+from recovery_box.ringlane import RingLane
+from xenstore_state.records import Output, wait
 
 _HALF = 1 << 31
 _QUEUED_MIN = 4096
@@ -15,22 +22,50 @@ _QUEUED_MIN = 4096
 class Channel:
     """One connection as the loop sees it."""
 
-    __slots__ = ("_prune_at", "connection", "interest", "lane", "queued")
+    __slots__ = (
+        "_prune_at",
+        "bound",
+        "connection",
+        "interest",
+        "lane",
+        "linked",
+        "queued",
+        "replies",
+        "ring",
+        "waiting",
+    )
 
     def __init__(self, connection: Connection, lane: Lane) -> None:
         self.connection = connection
         self.lane = lane
+        self.ring = lane if isinstance(lane, RingLane) else None
+        self.bound = connection.subject.quotas is not None
+        """Quotas bind it: a guest's."""
         self.interest = 0
         """What the epoll set waits for."""
+        self.waiting = False
+        """Whole requests have been received that may not be served yet."""
         self._prune_at = _QUEUED_MIN
         self.queued: dict[bytes, int] = {}
         """Events not sent yet, each with the stream position of its end.  (core.c: send_event drops duplicates.)"""
+        self.replies: deque[int] = deque()
+        """Of a guest: stream positions of the ends of replies that it has not taken."""
+        self.linked: dict[int, int] = {}
+        """Of a guest: its requests, by input position, whose events others have not taken, with the number of those."""
+        for chunk in connection.pending.chunks if self.bound else ():
+            if any(op != Op.WATCH_EVENT for op, _ in messages(chunk.data)):
+                self.replies.append((chunk.position + len(chunk.data)) & M32)
 
     @property
     def end(self) -> int:
         """Stream position behind the last output, wherever it waits."""
         end = self.connection.pending.end
         return self.lane.made if end is None else end
+
+    @property
+    def unread(self) -> int:
+        """Bytes of output that the peer has not taken."""
+        return self.lane.unsent + self.connection.pending.size
 
     def is_queued(self, event: bytes, at: int) -> bool:
         """Whether the same event waits unsent; if not, it is from now on, ending at stream position `at`."""
@@ -47,23 +82,32 @@ class Channel:
         self.queued[event] = at
         return False
 
-    def place(self, data: bytes) -> Output:
-        """Where the next output goes.  When the peer has let too much pile up, the output says that it is hung up on."""
+    def place(self, data: bytes, *, events: bool = True, deadline: int = 0) -> Output:
+        """Where the next output goes.  When the peer has let too much pile up, the output says that it is hung up on.
+
+        Events for a guest go where they cannot expire only if its ring takes all of this at once.
+        """
         by, lane = self.connection, self.lane
-        if not by.pending.chunks and len(data) <= lane.room:
+        if not by.pending.chunks and len(data) <= lane.room and (not (events and self.bound) or self._fits_ring(data)):
             return Output(by.id, lane.made, data, False)
         if by.overflowed or by.pending.size + len(data) > PENDING_MAX:
             by.overflowed = True
             return Output(by.id, self.end, b"", True)
-        return Output(by.id, self.end, data, True)
+        return Output(by.id, self.end, data, True, deadline if self.bound else 0)
 
-    def carry_out(self, output: Output, head: int | None) -> None:
+    def _fits_ring(self, data: bytes) -> bool:
+        try:
+            return self.ring is not None and len(data) <= self.ring.ring_room()
+        except RingIndexError:
+            return False  # whoever sends will find out
+
+    def carry_out(self, output: Output, head: int | None, cause: tuple[int, int]) -> None:
         """Does what a published record says: output made and, for who asked, input consumed up to `head`."""
         lane = self.lane
         if head is None:
             head = lane.head
         if output.pending:
-            self.connection.pending.append(output.position, output.data)
+            wait(self.connection, output, cause)
             lane.publish(head, lane.made)
             return
         lane.put(output.data, output.position)
@@ -79,13 +123,25 @@ class Channel:
         behind = head is not None and 0 < (head - lane.head) & M32 <= REGION_SIZE
         lane.publish(head if head is not None and behind else lane.head, made)
 
-    def move_pending(self) -> None:
-        """Moves pending output into the region as far as there is room.  No record: the positions say what is where."""
+    def move_pending(self) -> list[Chunk]:
+        """Moves pending output into the region as far as there is room.  No record: the positions say what is where.
+
+        For a guest one message at a time, and only when its ring can take the first of it.  What has moved wholly.
+        """
         pending, lane = self.connection.pending, self.lane
-        pending.trim(lane.made)
+        gone = pending.trim(lane.made)
         while pending.chunks and lane.room:
-            position, data = pending.chunks[0]
-            part = data[: lane.room]
-            lane.put(part, position)
-            lane.publish(lane.head, (position + len(part)) & M32)
-            pending.trim(lane.made)
+            if self.bound and not (self.ring is not None and self.ring.ring_room()):
+                break
+            chunk = pending.chunks[0]
+            part = chunk.data[: lane.room]
+            lane.put(part, chunk.position)
+            lane.publish(lane.head, (chunk.position + len(part)) & M32)
+            gone += pending.trim(lane.made)
+        return gone
+
+    def taken(self) -> None:
+        """Forgets replies that the peer has been given."""
+        replies, sent = self.replies, self.lane.sent
+        while replies and (sent - replies[0]) & M32 < _HALF:
+            replies.popleft()

@@ -8,6 +8,7 @@ After `handle`, `effect` is what must be published before any byte leaves, `even
 `late_events` behind it, in that order (protocol.md 1.5).
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -17,14 +18,18 @@ from protocol.paths import canonical, counted_length, domain_path
 from protocol.permissions import READ
 from protocol.wire import HEADER, PAYLOAD_MAX, watch_event
 from recovery_box.items import Connection
+from xenstore_logic.host import Host, NoHost
 from xenstore_logic.trace import Trace
 from xenstore_state.access import Acl, allows
-from xenstore_state.effects import DIRECTORY, PERFORM, in_transaction, names_of
-from xenstore_state.quotas import exceeds
+from xenstore_state.effects import DIRECTORY, PERFORM, REFUSED, in_transaction, names_of
+from xenstore_state.quotas import QuotaExceeded, check
+from xenstore_state.records import count_refusal
 from xenstore_state.store import Store
-from xenstore_state.tree import Node
-from xenstore_state.views import SPECIAL, Fired, Parts
+from xenstore_state.tree import Node, Parts
+from xenstore_state.views import SPECIAL, Fired
 from xenstore_state.watches import Watch
+
+log = logging.getLogger(__name__)
 
 _ERROR: Final = int(Op.ERROR)
 _ENOSYS: Final = StoreError("ENOSYS").payload
@@ -40,8 +45,10 @@ Performed = tuple[int, tuple[Any, ...], str]
 class Core:
     """Serves requests on a store."""
 
-    def __init__(self, store: Store, handlers: dict[int, Handler]) -> None:
+    def __init__(self, store: Store, handlers: dict[int, Handler], host: Host | None = None) -> None:
         self.store = store
+        self.has_hypervisor = host is not None
+        self.host: Host = host if host is not None else NoHost()
         self.effect: Performed | None = None
         self.events: list[tuple[Connection, bytes]] = []
         self.late_events: list[tuple[Connection, bytes]] = []
@@ -63,9 +70,19 @@ class Core:
             body = run(self, by, tx_id, payload)
             if len(body) > PAYLOAD_MAX:
                 op, body = _ERROR, _E2BIG
+        except QuotaExceeded as e:
+            op, body = _ERROR, e.payload
+            self.refused(by, e)
         except StoreError as e:
             op, body = _ERROR, e.payload
         return HEADER.pack(op, req_id, tx_id, len(body)) + body
+
+    def refused(self, by: Connection, e: QuotaExceeded) -> None:
+        """Counts a refusal; the first one of each quota stands in the log, since the guest's own software rarely says why."""
+        if count_refusal(self.store, by, e) == 1:
+            log.warning("domain %d is refused something by quota %s: %d of %d", by.domid, e.quota, e.used, e.limit)
+        if self.effect is None:
+            self.effect = (REFUSED, (e.quota,), "")
 
     # ---- for handlers
 
@@ -76,8 +93,8 @@ class Core:
         if path[:1] == b"@" and not special:
             raise EINVAL
         quotas = by.subject.quotas
-        if quotas is not None and exceeds(counted_length(path), quotas["path-max"]):
-            raise EINVAL
+        if quotas is not None:
+            check(quotas, "path-max", counted_length(path), "EINVAL")
         return path
 
     def look(self, kind: int, by: Connection, tx_id: int, path: bytes) -> Any:
@@ -118,6 +135,24 @@ class Core:
                 self._tell(matching, b"/" + b"/".join(parts), self._acls(parts, removed, before))
             if removed is not None and committed:
                 self._tell_below(parts, removed, told, parents_first=True)
+
+    def fire_special(self, name: bytes, domid: int | None, *, plain: bool = True) -> None:
+        """Queues the events of a domain that came or went.
+
+        Who watches the plain name without a depth is told so much; who watches the name with the domid behind it, or all
+        of them by a depth of at least 1, is told which domain it is.
+        """
+        watches = self.store.watches
+        if not watches.count:
+            return
+        node = self.store.tree.specials[name]
+        acls = [node.acl, self.store.tree.root.acl]
+        if plain:
+            self._tell([w for w in watches.special(name) if w.depth is None], name, acls)
+        if domid is not None:
+            full = b"%s/%d" % (name, domid)
+            deep = [w for w in watches.special(name) if w.depth]
+            self._tell(sorted(deep + watches.special(full), key=lambda w: w.sequence), full, acls)
 
     def _tell_below(self, parts: Parts, removed: Node, told: set[Parts], *, parents_first: bool) -> None:
         """Tells who watches exactly a node of a removed subtree, unless an event of its own is among those `told`."""

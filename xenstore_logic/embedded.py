@@ -43,7 +43,7 @@ class Embedded:
     def connect(self, domid: int = PRIVILEGED, *, socket: bool | None = None) -> int:
         """A new connection's id: a socket of the privileged domain, or an introduced guest's ring."""
         if domid not in self.store.domains.known:
-            self.store.domains.add(domid)
+            self.store.domains.learn(domid, domid).introduced = True
         number = len(self._framers) + 1
         self._framers[number] = Framer()
         privileged = domid == PRIVILEGED

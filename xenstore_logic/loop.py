@@ -6,26 +6,32 @@ has an effect (`journal`), copy the output into the regions, store one word that
 steps is made good by the next Logic (`recover`).
 
 A connection whose peer does not read is not read from until its output has gone; others do not notice.
-Knows no protocol beyond the header, and nothing of where the box and the descriptors come from.
+Knows no protocol beyond the header, and nothing of where the box and the descriptors come from; what is particular to rings
+is in `rings`.
 """
 
 import logging
 import os
 import select
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from protocol.errors import StoreError
 from protocol.ops import Op
-from protocol.wire import HEADER, HEADER_SIZE, MESSAGE_MAX, PAYLOAD_MAX
+from protocol.ring import ERROR_COMM, ERROR_PROTOCOL
+from protocol.wire import HEADER, HEADER_SIZE, MESSAGE_MAX, PAYLOAD_MAX, messages
 from recovery_box.box import REGION_SIZE, W_ACTIVE, W_ASLEEP, Box
 from recovery_box.custody import shut_down
-from recovery_box.items import Connection
+from recovery_box.items import Chunk, Connection
 from recovery_box.journal import Producer
 from recovery_box.lanes import M32, BestLane
+from xenstore_logic import domains
 from xenstore_logic.channels import Channel
 from xenstore_logic.core import Core, Performed
-from xenstore_state.effects import CLOSE
+from xenstore_logic.host import Later
+from xenstore_logic.rings import Rings
+from xenstore_state.effects import CHANGES_CONNECTIONS, CLOSE, NOTHING
 from xenstore_state.records import Output, Record, encode
 
 log = logging.getLogger(__name__)
@@ -40,6 +46,7 @@ _GONE: Final = select.EPOLLHUP | select.EPOLLERR
 _CROWDED: Final = REGION_SIZE - MESSAGE_MAX
 """With more unsent output than this, the next reply might not fit."""
 _EIO: Final = StoreError("EIO").payload
+_NOTHING: Final[Performed] = (NOTHING, (), "")
 
 
 class Loop:
@@ -63,6 +70,8 @@ class Loop:
         self.poison: frozenset[tuple[int, int]] = frozenset()
         """(connection id, stream position) of requests that killed Logic too often; they are answered with EIO."""
         self.running = True
+        self.rings: Rings | None = None
+        """None without a hypervisor."""
 
     # ---- wiring
 
@@ -81,6 +90,10 @@ class Loop:
 
     def add(self, connection: Connection) -> Channel:
         """A connection to be served: a new one, or one inherited, which goes on where it was."""
+        if not connection.socket:
+            assert self.rings is not None
+            channel = self._channels[connection.id] = self.rings.add(connection)
+            return channel
         channel = Channel(connection, BestLane(self._box, connection.slot, connection.fd))
         self._channels[connection.id] = channel
         self._by_fd[connection.fd] = channel
@@ -105,6 +118,8 @@ class Loop:
                 to.repeat(output, last.head if output.connection == last.connection else None)
         for channel in list(self._channels.values()):
             lane = channel.lane
+            for chunk in channel.connection.pending.chunks:
+                self._link(chunk.cause, 1)
             if lane.unsent > REGION_SIZE or (lane.fill - lane.head) & M32 > REGION_SIZE:
                 log.error("connection %d: its positions cannot be true; it was closed", channel.connection.id)
                 self.close(channel)
@@ -112,12 +127,14 @@ class Loop:
             if channel.connection.overflowed:
                 self._hang_up(channel)
                 continue
-            if channel.connection.pending.chunks:
+            if channel.connection.pending.chunks and channel.ring is None:
                 channel.move_pending()
             if channel.lane.unsent or channel.connection.pending.chunks:
                 self._dirty[channel] = None
             if channel.lane.fill != channel.lane.head:
                 self._ready[channel] = None
+        if self.rings is not None:
+            self.rings.recover()
 
     # ---- turning
 
@@ -129,36 +146,44 @@ class Loop:
 
     def turn(self, timeout: float = -1) -> None:
         """One turn; waits for something to do if there is nothing."""
-        by_fd = self._by_fd
+        by_fd, rings = self._by_fd, self.rings
         called = []
-        for fd, mask in self._epoll.poll(0 if self._ready else timeout, BATCH):
+        if self._ready:
+            timeout = 0
+        elif rings is not None and rings.timed:
+            timeout = rings.wait(timeout)
+        for fd, mask in self._epoll.poll(timeout, BATCH):
             channel = by_fd.get(fd)
             if channel is not None:
                 if mask == _IN and channel.lane.receive() > 0:
-                    self._work(channel)
+                    self.work(channel)
                 else:
                     self._serve(channel, mask)
             elif fd in self._others:
                 called.append(fd)
         for fd in called:  # last: a new connection must not meet an event of one that had its number before
             self._others[fd]()
+        if rings is not None and rings.timed:
+            rings.look_at_clock()
         if self._ready:
             ready, self._ready = self._ready, {}
             for channel in ready:
                 if not channel.connection.closed:
-                    self._work(channel)
+                    self.work(channel)
         if self._dirty:
             self.flush()
+        if rings is not None and rings.taken:
+            rings.unmask()
 
     def _serve(self, channel: Channel, mask: int) -> None:
         if mask & _IN:
             got = channel.lane.receive()
             if got > 0:
-                self._work(channel)
+                self.work(channel)
                 if not mask & _GONE:
                     return
             elif got == 0:
-                self._work(channel)
+                self.work(channel)
                 self.close(channel)
                 return
         if mask & _GONE:
@@ -166,29 +191,32 @@ class Loop:
         elif mask & _OUT:
             self._dirty[channel] = None
 
-    def _work(self, channel: Channel) -> None:
+    def work(self, channel: Channel) -> None:
         """Serves the whole requests that have been received."""
         lane, by = channel.lane, channel.connection
-        core, words = self.core, self._words
+        core, words, bound = self.core, self._words, channel.bound
         trace = core.trace
+        channel.waiting = False
         for _ in range(TURN_REQUESTS):
             head = lane.head
             there = (lane.fill - head) & M32
             if there < HEADER_SIZE:
                 return
-            if (lane.made - lane.sent) & M32 > _CROWDED or by.pending.chunks:
+            if not bound and ((lane.made - lane.sent) & M32 > _CROWDED or by.pending.chunks):
                 self._dirty[channel] = None
-                if by.pending.chunks or not lane.send():
-                    self._watch_for(channel, _OUT)
+                if by.pending.chunks or channel.ring is not None or not lane.send():
+                    self._wait_for_room(channel)
                     return
             data = lane.peek(there if there < MESSAGE_MAX else MESSAGE_MAX)
             op, req_id, tx_id, length = HEADER.unpack_from(data)
             if length > PAYLOAD_MAX:
-                log.info("connection %d announced a message of %d bytes and was closed", by.id, length)
-                self.close(channel)
+                self._break_off(channel, length)
                 return
             end = HEADER_SIZE + length
             if end > there:
+                return
+            if bound and self.rings is not None and not self.rings.may_go(channel):
+                channel.waiting = True
                 return
             words[W_ACTIVE] = by.slot << 32 | head
             payload = data[HEADER_SIZE:end]
@@ -198,18 +226,44 @@ class Loop:
                 log.error("request %d of connection %d killed Logic again and again: EIO", op, by.id)
                 reply = HEADER.pack(Op.ERROR, req_id, tx_id, len(_EIO)) + _EIO
             else:
-                reply = core.handle(by, op, req_id, tx_id, payload)
+                try:
+                    reply = core.handle(by, op, req_id, tx_id, payload)
+                except Later as e:
+                    self.for_the_house(partial(domains.gone, core, e.domid))
+                    if by.closed:
+                        return
+                    continue
+                if bound and self.rings is not None:
+                    reply = self.rings.within_memory(channel, reply)
             if trace.active:
                 trace.message("OUT", by, HEADER.unpack_from(reply)[0], reply[HEADER_SIZE:])
             head = (head + end) & M32
-            if core.effect is None:
+            if core.effect is None and (not bound or (len(reply) <= lane.room and not by.pending.chunks)):
                 lane.answer(reply, head)
             else:
-                self._publish(channel, reply, head, core.effect)
+                self._publish(channel, reply, head, core.effect or _NOTHING)
                 if by.closed:
                     return
+            if bound:
+                channel.replies.append(channel.end)
             self._dirty[channel] = None
         self._ready[channel] = None
+        channel.waiting = True
+
+    def _wait_for_room(self, channel: Channel) -> None:
+        if channel.ring is None:
+            self._watch_for(channel, _OUT)
+        else:
+            channel.waiting = True
+
+    def _break_off(self, channel: Channel, length: int) -> None:
+        """A header announces more than a message may have: the stream cannot be followed."""
+        if channel.ring is not None and self.rings is not None:
+            channel.ring.skip(HEADER_SIZE)
+            self.rings.fail(channel, ERROR_PROTOCOL, f"a message of {length} bytes")
+            return
+        log.info("connection %d announced a message of %d bytes and was closed", channel.connection.id, length)
+        self.close(channel)
 
     def _publish(self, channel: Channel, reply: bytes, head: int, effect: Performed) -> None:
         """One request's effect and all output it causes: one record, then the regions."""
@@ -218,40 +272,115 @@ class Loop:
         kind, arguments, outcome = effect
         generation = core.store.tree.generation
         lane = channel.lane
-        if not core.events and not core.late_events and not by.pending.chunks:
+        if channel.bound and self.rings is not None:
+            self.rings.charge(channel, kind, arguments)
+        if not core.events and not core.late_events and not by.pending.chunks and len(reply) <= lane.room:
             # Nobody else is told: the common case of the general one below, for speed.
-            output = (by.id, lane.made, reply, False)
+            output = (by.id, lane.made, reply, False, 0)
             self._journal.append(encode((by.id, head, kind, arguments, outcome, generation, (output,))))
             if self._words[W_ASLEEP]:
                 self._wake()
             lane.answer(reply, head)
+            if kind in CHANGES_CONNECTIONS:
+                self._follow()
             return
+        self._publish_all(by, channel, reply, head, effect)
+
+    def for_the_house(self, act: Callable[[], object]) -> None:
+        """Does something on the daemon's own behalf, and publishes it unless `act` returns False."""
+        if act() is not False and self.core.effect is not None:
+            effect, self.core.effect = self.core.effect, None
+            self._publish_all(self.core.store.house, None, b"", 0, effect)
+
+    def _publish_all(self, by: Connection, channel: Channel | None, reply: bytes, head: int, effect: Performed) -> None:
+        kind, arguments, outcome = effect
         outputs = self._place(channel, reply)
+        generation = self.core.store.tree.generation
         self._journal.append(encode(Record(by.id, head, kind, arguments, outcome, generation, tuple(outputs))))
         if self._words[W_ASLEEP]:
             self._wake()
         channels, dirty = self._channels, self._dirty
+        cause = by.id, head
         for output in outputs:
             to = channels[output.connection]
-            to.carry_out(output, head if to is channel else None)
+            to.carry_out(output, head if to is channel else None, cause)
             dirty[to] = None
+            if output.pending and self.rings is not None:
+                self.rings.has_to_wait(to, output)
+                if to is not channel and channel is not None and channel.bound:
+                    self._link(cause, sum(op == Op.WATCH_EVENT for op, _ in messages(output.data)) if to.bound else 1)
         for output in outputs:
-            if channels[output.connection].connection.overflowed:
-                self._hang_up(channels[output.connection])
+            to = channels[output.connection]
+            if to.connection.overflowed:
+                self._hang_up(to)
+        if kind in CHANGES_CONNECTIONS:
+            self._follow()
+
+    def _link(self, cause: tuple[int, int], events: int) -> None:
+        """A guest's request has caused events that wait elsewhere."""
+        by = self._channels.get(cause[0])
+        if by is not None and by.bound:
+            by.linked[cause[1]] = by.linked.get(cause[1], 0) + events
+
+    def unlink(self, chunks: list[Chunk]) -> None:
+        """Output that waited has moved on, or was dropped: who caused it may have been waiting for that."""
+        for chunk in chunks:
+            by = self._channels.get(chunk.cause[0])
+            if by is None or chunk.cause[1] not in by.linked:
+                continue
+            by.linked[chunk.cause[1]] -= 1
+            if by.linked[chunk.cause[1]] <= 0:
+                del by.linked[chunk.cause[1]]
+                if by.waiting:
+                    self._ready[by] = None
+
+    def _follow(self) -> None:
+        """Connections of rings have ended or begun with what was just published."""
+        store, rings = self.core.store, self.rings
+        assert rings is not None
+        for connection in store.closed:
+            channel = self._channels.pop(connection.id, None)
+            if channel is not None:
+                self._dirty.pop(channel, None)
+                self._ready.pop(channel, None)
+                rings.drop(channel)
+        store.closed.clear()
+        for connection in store.opened:
+            rings.open(self.add(connection))
+        store.opened.clear()
+
+    def channel(self, connection: Connection) -> Channel:
+        """The channel of a connection that is served."""
+        return self._channels[connection.id]
+
+    def mark(self, channel: Channel) -> None:
+        """Has a channel's output sent in this turn."""
+        self._dirty[channel] = None
+
+    def look_at(self, channel: Channel) -> None:
+        """Has a channel served and its output sent in this turn."""
+        self._ready[channel] = None
+        self._dirty[channel] = None
 
     def _hang_up(self, channel: Channel) -> None:
+        if channel.ring is not None and self.rings is not None:
+            self.rings.fail(channel, ERROR_COMM, "it does not read what it is sent")
+            return
         log.warning("connection %d does not read what it is sent and was closed", channel.connection.id)
         self.close(channel)
 
-    def _place(self, channel: Channel, reply: bytes) -> list[Output]:
-        core, channels = self.core, self._channels
+    def _place(self, channel: Channel | None, reply: bytes) -> list[Output]:
+        core, channels, rings = self.core, self._channels, self.rings
         made: dict[Channel, list[bytes]] = {}
         ends: dict[Channel, int] = {}
 
         def put(to: Channel, message: bytes, event: bool) -> None:
-            end = (ends.get(to) or to.end) + len(message) & M32
-            if event and message[HEADER_SIZE] != 64 and to.is_queued(message, end):  # never those that begin with @
-                return
+            end = (ends.get(to, to.end) + len(message)) & M32
+            if event:
+                if message[HEADER_SIZE] != 64 and to.is_queued(message, end):  # never those that begin with @
+                    return
+                if to.bound and rings is not None and rings.over_memory(to, len(message)):
+                    return
             ends[to] = end
             made.setdefault(to, []).append(message)
 
@@ -259,12 +388,21 @@ class Loop:
             to = channels.get(connection.id)
             if to is not None:
                 put(to, event, True)
-        put(channel, reply, False)
+        if channel is not None:
+            put(channel, reply, False)
         for connection, event in core.late_events:
             put(channels[connection.id], event, True)
         core.events.clear()
         core.late_events.clear()
-        return [to.place(messages[0] if len(messages) == 1 else b"".join(messages)) for to, messages in made.items()]
+        deadline = rings.deadline() if rings is not None else 0
+        return [
+            to.place(
+                parts[0] if len(parts) == 1 else b"".join(parts),
+                events=to is not channel or len(parts) > 1,
+                deadline=deadline,
+            )
+            for to, parts in made.items()
+        ]
 
     def flush(self) -> None:
         """Sends what was made.  Who cannot take it all is waited for."""
@@ -273,9 +411,13 @@ class Loop:
             by, lane = channel.connection, channel.lane
             if by.closed:
                 continue
+            if channel.ring is not None:
+                if self.rings is not None and self.rings.send(channel) and channel.waiting:
+                    self._ready[channel] = None
+                continue
             done = lane.send()
             while done and by.pending.chunks:
-                channel.move_pending()
+                self.unlink(channel.move_pending())
                 done = lane.send()
             if done and channel.queued:
                 channel.queued.clear()
@@ -303,6 +445,7 @@ class Loop:
         self.core.trace.thing("DESTROY", "connection", by)
         self.core.perform(CLOSE, by)
         self.core.effect = None
+        self.core.store.closed.clear()
         generation = self.core.store.tree.generation
         self._journal.append(encode((by.id, channel.lane.head, CLOSE, (), "", generation, ())))
         if self._words[W_ASLEEP]:

@@ -17,8 +17,10 @@ import trio
 from recovery_box.items import Connection
 from xenstore_logic.control import apply_trace_settings
 from xenstore_logic.core import Core
+from xenstore_logic.host import XenHost
 from xenstore_logic.loop import Loop
 from xenstore_logic.requests import HANDLERS
+from xenstore_logic.rings import Rings
 from xenstore_state.domains import PRIVILEGED
 from xenstore_state.keeper import Inheritance
 
@@ -35,7 +37,11 @@ FULL_WAIT: Final = 0.0002
 def run_logic(inheritance: Inheritance) -> None:
     """Runs Logic until it is told to end.  To be called in a fresh fork of State."""
     _settle_in()
-    core = Core(inheritance.store, HANDLERS)
+    host = None
+    if inheritance.hypervisor is not None:
+        inheritance.hypervisor.in_logic()
+        host = XenHost(inheritance.store, inheritance.line, inheritance.hypervisor)
+    core = Core(inheritance.store, HANDLERS, host)
     apply_trace_settings(core)
     loop = Loop(core, inheritance.box, inheritance.producer(), inheritance.epoll, inheritance.wake)
     loop.poison = inheritance.poison
@@ -50,6 +56,8 @@ def run_logic(inheritance: Inheritance) -> None:
             loop.welcome(connection)
 
     loop.listen_to(inheritance.handover.worker_fd, take)
+    if host is not None:
+        Rings(loop, host, inheritance.box).listen()
     loop.recover(inheritance.last)
     Guest(loop).run()
 

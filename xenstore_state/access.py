@@ -21,7 +21,7 @@ Acl = tuple[tuple[int, int], ...]
 class Subject:
     """On whose behalf a request acts: a domain, and the domain it may stand in for (SET_TARGET)."""
 
-    __slots__ = ("domid", "privileged", "quotas", "target")
+    __slots__ = ("domid", "held", "privileged", "quotas", "target")
 
     def __init__(self, domid: int, *, privileged: bool, quotas: dict[str, int] | None = None) -> None:
         self.domid = domid
@@ -29,6 +29,8 @@ class Subject:
         self.quotas = quotas
         """Limits that bind it, None if none do."""
         self.target: int | None = None
+        self.held = 0
+        """Bytes of watches and transactions that it is charged with."""
 
 
 def allows(acl: Acl, who: Subject, wanted: int) -> bool:
@@ -60,6 +62,16 @@ def inherited(acl: Acl, creator: Subject) -> Acl:
     if creator.privileged or acl[0][1] == creator.domid:
         return acl
     return ((acl[0][0], creator.domid), *acl[1:])
+
+
+def without(acl: Acl, domid: int) -> Acl:
+    """The list without entries for a domain that is no more, which is not its owner."""
+    return (acl[0], *(entry for entry in acl[1:] if entry[1] != domid))
+
+
+def names(acl: Acl, domid: int) -> bool:
+    """Whether a list mentions a domain, as owner or otherwise."""
+    return any(entry[1] == domid for entry in acl)
 
 
 def encode(acl: Acl) -> bytes:

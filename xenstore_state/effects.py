@@ -12,13 +12,15 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from protocol.errors import EINVAL, ENOENT
-from protocol.ops import SOCKET_FEATURES
+from protocol.ops import RING_FEATURES
 from protocol.paths import check_path, components
-from recovery_box.items import Connection
+from recovery_box.items import Chunk, Connection
 from xenstore_state import quotas
 from xenstore_state.access import Acl
+from xenstore_state.domains import Domain
 from xenstore_state.store import Store
-from xenstore_state.views import SPECIAL, Fired, Parts
+from xenstore_state.tree import Parts
+from xenstore_state.views import SPECIAL, Fired
 
 READ: Final = 1
 DIRECTORY: Final = 2
@@ -37,6 +39,16 @@ CLOSE: Final = 14
 SET_QUOTA: Final = 15
 SET_FEATURE: Final = 16
 SETTING: Final = 17
+INTRODUCE: Final = 18
+RELEASE: Final = 19
+RESUME: Final = 20
+SET_TARGET: Final = 21
+GONE: Final = 22
+SHUTDOWN: Final = 23
+IGNORE: Final = 24
+EXPIRE: Final = 25
+REFUSED: Final = 26
+NOTHING: Final = 27
 
 GLOBAL: Final = -1
 """In place of a domid: the global quotas, which new domains copy."""
@@ -91,11 +103,8 @@ def mkdir(store: Store, by: Connection, tx_id: int, path: bytes) -> list[Fired]:
 
 
 def rm(store: Store, by: Connection, tx_id: int, path: bytes) -> list[Fired]:
-    """RM.  The root cannot be removed."""
-    parts = _node(path)
-    if not parts:
-        raise EINVAL
-    return store.view(by, tx_id).rm(parts, by.subject)
+    """RM."""
+    return store.view(by, tx_id).rm(_node(path), by.subject)
 
 
 def set_perms(store: Store, by: Connection, tx_id: int, path: bytes, acl: tuple[tuple[int, int], ...]) -> list[Fired]:
@@ -105,7 +114,7 @@ def set_perms(store: Store, by: Connection, tx_id: int, path: bytes, acl: tuple[
     ):
         raise EINVAL
     view = store.live if path[:1] == b"@" else store.view(by, tx_id)
-    return view.set_perms(names_of(path), store.checked_acl(acl), by.subject)
+    return view.set_perms(names_of(path), store.checked_acl(acl, by), by.subject)
 
 
 def start(store: Store, by: Connection, tx_id: int) -> None:
@@ -162,7 +171,7 @@ def set_feature(store: Store, by: Connection, domid: int, features: int) -> None
     domain = store.domains.known.get(domid)
     if domain is None:
         raise ENOENT
-    if not by.subject.privileged or domain.introduced or features & ~SOCKET_FEATURES:
+    if not by.subject.privileged or domain.introduced or features & ~RING_FEATURES:
         raise EINVAL
     domain.features = features
 
@@ -176,6 +185,80 @@ def setting(store: Store, by: Connection, name: str, value: str) -> None:
         table.update(name, value)
     else:
         table.insert(name, value)
+
+
+def introduce(store: Store, by: Connection, domid: int) -> None:
+    """INTRODUCE, or a guest that connects anew: the domain's ring gets a fresh connection, as State has offered it."""
+    if not by.privileged:
+        raise EINVAL
+    store.introduce(domid)
+
+
+def release(store: Store, by: Connection, domid: int) -> list[Fired]:
+    """RELEASE."""
+    if not by.privileged or store.domains.introduced(domid) is None:
+        raise EINVAL
+    return store.remove_domain(domid)
+
+
+def gone(store: Store, by: Connection, domid: int) -> list[Fired]:
+    """A domain has ended, as the hypervisor said."""
+    domain = store.domains.known.get(domid)
+    if by is not store.house or domain is None or not domain.gone:
+        raise EINVAL
+    return store.remove_domain(domid)
+
+
+def shutdown(store: Store, by: Connection, domid: int) -> None:
+    """A domain has shut down."""
+    _by_house(store, by, domid).shutdown = True
+
+
+def resume(store: Store, by: Connection, domid: int) -> None:
+    """RESUME: its next shutdown will be announced."""
+    domain = store.domains.introduced(domid)
+    if not by.privileged or domain is None:
+        raise EINVAL
+    domain.shutdown = False
+
+
+def set_target(store: Store, by: Connection, domid: int, target: int) -> None:
+    """SET_TARGET."""
+    if not by.privileged:
+        raise EINVAL
+    store.set_target(domid, target)
+
+
+def ignore(store: Store, by: Connection, domid: int, error: int) -> None:
+    """A ring misbehaves: it is not served any more."""
+    _by_house(store, by, domid)
+    store.ignore(domid, error)
+
+
+def expire(store: Store, by: Connection, number: int, now: int) -> list[Chunk]:
+    """Events that waited too long for a connection to read them are dropped."""
+    if by is not store.house:
+        raise EINVAL
+    return store.items.connections.find(number).pending.expire(now)
+
+
+def refused(store: Store, by: Connection, quota: str) -> None:
+    """A quota has refused the caller something."""
+    domain = store.domains.known.get(by.domid)
+    if domain is None or not quotas.is_name(quota):
+        raise EINVAL
+    domain.refused[quota] = domain.refused.get(quota, 0) + 1
+
+
+def nothing(store: Store, by: Connection) -> None:
+    """Output alone."""
+
+
+def _by_house(store: Store, by: Connection, domid: int) -> Domain:
+    domain = store.domains.known.get(domid)
+    if by is not store.house or domain is None:
+        raise EINVAL
+    return domain
 
 
 class Effect(NamedTuple):
@@ -203,6 +286,16 @@ EFFECTS: Final = {
     SET_QUOTA: Effect((int, str, int), set_quota),
     SET_FEATURE: Effect((int, int), set_feature),
     SETTING: Effect((str, str), setting),
+    INTRODUCE: Effect((int,), introduce),
+    RELEASE: Effect((int,), release),
+    RESUME: Effect((int,), resume),
+    SET_TARGET: Effect((int, int), set_target),
+    GONE: Effect((int,), gone),
+    SHUTDOWN: Effect((int,), shutdown),
+    IGNORE: Effect((int, int), ignore),
+    EXPIRE: Effect((int, int), expire),
+    REFUSED: Effect((str,), refused),
+    NOTHING: Effect((), nothing),
 }
 
 PERFORM: Final = {kind: effect.perform for kind, effect in EFFECTS.items()}
@@ -210,6 +303,9 @@ PERFORM: Final = {kind: effect.perform for kind, effect in EFFECTS.items()}
 
 CHANGES_TREE: Final = frozenset({WRITE, MKDIR, RM, SET_PERMS})
 """Effects that change the tree at once when their transaction id is 0."""
+ENDS_DOMAIN: Final = frozenset({RELEASE, GONE})
+CHANGES_CONNECTIONS: Final = frozenset({INTRODUCE, IGNORE, *ENDS_DOMAIN})
+"""Effects with which connections of rings begin or end."""
 IN_TRANSACTION: Final = frozenset({READ, DIRECTORY, GET_PERMS, WRITE, MKDIR, RM, SET_PERMS, COMMIT})
 """Effects whose first argument is a transaction id; with one, even a refusal changes something."""
 

@@ -1,7 +1,7 @@
 """The State process: accepts connections, drains the journal, forks Logic, and forks it again whenever it dies.
 
 A plain loop without threads or trio, so that it can fork at any moment; a new Logic is a fork and inherits tree, items,
-descriptors and the epoll set as they are.  State never reads a connection.  Nothing it does waits for Logic.
+descriptors and rings' positions as they are.  State never reads a connection or a ring.  Nothing it does waits for Logic.
 """
 
 import gc
@@ -16,14 +16,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from protocol.ring import ERROR_COMM
 from recovery_box import custody
 from recovery_box.box import NO_REQUEST, W_ACTIVE, W_ASLEEP, Box, BoxFull
 from recovery_box.custody import Handover
 from recovery_box.items import Connection
 from recovery_box.journal import Consumer, JournalCorrupt, Producer
 from recovery_box.lanes import M32, input_consumed, output_made, prepare_slot
+from recovery_box.line import Line
 from xenstore_state.domains import PRIVILEGED
+from xenstore_state.effects import ENDS_DOMAIN
+from xenstore_state.hypervisor import Hypervisor
 from xenstore_state.records import Applier, BadRecord, Record, decode
+from xenstore_state.registrar import Registrar
 from xenstore_state.store import Store
 
 log = logging.getLogger(__name__)
@@ -31,9 +36,9 @@ log = logging.getLogger(__name__)
 TICK: Final = 0.001
 """Seconds between looks at the journal while records come: how far State may lag behind."""
 AWAKE_TICKS: Final = 50
+"""Empty ticks after which State goes to sleep until it is woken."""
 DRAIN_RECORDS: Final = 256
 """Records applied before connections and signals get their turn."""
-"""Empty ticks after which State goes to sleep until it is woken."""
 SLEEP: Final = 1.0
 """Longest sleep, in seconds: should a wake-up ever be missed."""
 BACKLOG: Final = 256
@@ -56,6 +61,9 @@ class Inheritance:
     box: Box
     epoll: select.epoll
     handover: Handover
+    line: Line
+    hypervisor: Hypervisor | None
+    """None when there is none: sockets only."""
     last: Record | None
     """The last record applied; its output may not have been made."""
     sequence: int
@@ -95,10 +103,12 @@ class Keeper:
         run_logic: Callable[[Inheritance], None],
         logic_pid_file: str,
         descriptors: int,
+        hypervisor: Hypervisor | None = None,
     ) -> None:
         self.store = Store()
         self.box = box
         self._listeners = {s.fileno(): s for s in listeners}
+        self._free_slots: list[int] = []
         self._run_logic = run_logic
         self._logic_pid_file = logic_pid_file
         self._first_number = custody.first_number(descriptors)
@@ -108,11 +118,18 @@ class Keeper:
         self._epoll = select.epoll()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._handover = Handover()
+        self._line = Line()
+        self._line_blocked = False
+        self._hypervisor = hypervisor
+        self._registrar = (
+            Registrar(self.store, hypervisor, self._allocate_ring, self._free_slots.append, self._tell)
+            if hypervisor is not None
+            else None
+        )
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._handover_queue: deque[Connection] = deque()
         self._handover_blocked = False
         self._next_id = 1
-        self._free_slots: list[int] = []
         self._used_slots = 0
         self._accepting = True
         self._pause_told = False
@@ -133,6 +150,8 @@ class Keeper:
         self._take_signals()
         for fd in (*self._listeners, self._bell, self._signals_read.fileno()):
             self._epoll.register(fd, select.EPOLLIN)
+        if self._registrar is not None:
+            self._registrar.begin()
         self._fork()
         ready()
         custody.reserve_low_numbers(self._first_number)
@@ -175,6 +194,10 @@ class Keeper:
                 self._on_signals(self._signals_read.recv(64))
             elif fd == self._handover.keeper_fd and self._handover_blocked:
                 self._hand_over()
+            elif fd == self._line.question_fd:
+                self._answer()
+            elif fd == self._line.telling_fd and self._line_blocked:
+                self._tell(b"")
 
     def _on_signals(self, numbers: bytes) -> None:
         if signal.SIGHUP in numbers:
@@ -198,6 +221,7 @@ class Keeper:
         waiting.register(self._logic_fd, select.POLLIN)
         while not waiting.poll(TICK * 1000):
             self._drain(DRAIN_RECORDS)
+            self._answer()
             if time.monotonic() > deadline:
                 log.warning("Logic did not end in time and is killed")
                 self._signal_logic(signal.SIGKILL)
@@ -210,8 +234,11 @@ class Keeper:
 
     def _fork(self) -> None:
         gc.freeze()
-        self._handover.close()
-        self._handover = Handover()
+        for ends in (self._handover, self._line):
+            ends.close()
+        self._handover, self._line = Handover(), Line()
+        if self._hypervisor is not None:
+            self._hypervisor.before_fork()
         self._logic_epoll.close()
         self._logic_epoll = select.epoll()  # a new one: nothing that the last Logic waited for concerns the next
         self._handover_queue.clear()
@@ -220,6 +247,8 @@ class Keeper:
             self.box,
             self._logic_epoll,
             self._handover,
+            self._line,
+            self._hypervisor,
             self._applier.last,
             self._consumer.sequence,
             self._poison(),
@@ -233,11 +262,16 @@ class Keeper:
             self._be_logic(inheritance)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         self._handover.in_keeper()
-        self._handover_blocked = False
+        self._line.in_keeper()
+        self._handover_blocked = self._line_blocked = False
         self._epoll.register(self._handover.keeper_fd, 0)
+        self._epoll.register(self._line.question_fd, select.EPOLLIN)
+        self._epoll.register(self._line.telling_fd, 0)
         self._logic_fd = os.pidfd_open(self._logic_pid)
         self._epoll.register(self._logic_fd, select.EPOLLIN)
         self._write_pid()
+        if self._registrar is not None:
+            self._registrar.tell_all()
 
     def _be_logic(self, inheritance: Inheritance) -> None:
         status = 1
@@ -253,6 +287,7 @@ class Keeper:
             self._signals_write.close()
             custody.release_low_numbers(self._first_number)
             self._handover.in_worker()
+            self._line.in_worker()
             self._run_logic(inheritance)
             status = 0
         except BaseException:
@@ -296,6 +331,9 @@ class Keeper:
         died, pid, started = time.monotonic(), self._logic_pid, self._started
         number, cause = self._reap()
         self._drain()
+        self._epoll.unregister(
+            self._line.question_fd
+        )  # a dead Logic's end would be readable until the next one is there
         self._consumer.drop_staged()
         self._count_try(number)
         own_fault = number not in {signal.SIGKILL, signal.SIGTERM}
@@ -331,9 +369,11 @@ class Keeper:
             return False
         try:
             for count, body in enumerate(self._consumer.records(), 1):
-                _, closed = self._applier.apply(body)
-                if closed is not None:
-                    self._forget(closed)
+                record = self._applier.apply(body)
+                if self.store.closed:
+                    self._forget_closed()
+                if record.kind in ENDS_DOMAIN and self._registrar is not None:
+                    self._registrar.removed(record.arguments[0])
                 if count == most:
                     self._consumer.accept()
                     break
@@ -369,25 +409,71 @@ class Keeper:
         return {connection.id for connection in self.store.items.connections}
 
     def _hang_up(self, connection: Connection) -> None:
-        try:
-            self._logic_epoll.unregister(connection.fd)
-        except OSError:
-            pass
-        custody.shut_down(connection.fd)
-        self.store.disconnect(connection)
-        self._forget(connection)
+        if connection.socket:
+            try:
+                self._logic_epoll.unregister(connection.fd)
+            except OSError:
+                pass
+            custody.shut_down(connection.fd)
+            self.store.disconnect(connection)
+        else:
+            self.store.ignore(connection.domid, ERROR_COMM)
+        self._forget_closed()
 
-    def _forget(self, connection: Connection) -> None:
-        os.close(connection.fd)
-        self._free_slots.append(connection.slot)
+    def _forget_closed(self) -> None:
+        for connection in self.store.closed:
+            if connection.socket:
+                os.close(connection.fd)
+            self._free_slots.append(connection.slot)
+        self.store.closed.clear()
         if not self._accepting:
             self._resume()
+
+    # ---- domains
+
+    def _answer(self) -> None:
+        """Answers Logic, which waits.  It has recorded all it did before it asked."""
+        if self._registrar is None:
+            return
+        while not self._consumer.empty:
+            self._drain()
+        self._line.answer(self._registrar.answer)
+
+    def _tell(self, news: bytes) -> None:
+        blocked = not (self._line.tell(news) if news else self._line.tell_rest())
+        if blocked != self._line_blocked:
+            self._line_blocked = blocked
+            self._epoll.modify(self._line.telling_fd, select.EPOLLOUT if blocked else 0)
+
+    def _allocate_ring(self, domid: int) -> tuple[int, int] | None:
+        """Id and slot for a ring's connection; None when there is no room."""
+        slot = self._next_slot()
+        try:
+            self.box.ensure_slot(slot)
+        except BoxFull as e:
+            log.error("no connection for the ring of domain %d: %s", domid, e)
+            return None
+        return self._take_slot(slot), slot
+
+    def _next_slot(self) -> int:
+        return self._free_slots[-1] if self._free_slots else self._used_slots
+
+    def _take_slot(self, slot: int) -> int:
+        """Takes the slot that `_next_slot` named, prepared; the id of its connection."""
+        if self._free_slots:
+            self._free_slots.pop()
+        else:
+            self._used_slots += 1
+        number = self._next_id
+        self._next_id += 1
+        prepare_slot(self.box, slot, number)
+        return number
 
     # ---- connections
 
     def _accept(self, listener: socket.socket) -> None:
         """Takes one waiting client, once there is room for it; whoever else waits makes the listener readable again."""
-        slot = self._free_slots[-1] if self._free_slots else self._used_slots
+        slot = self._next_slot()
         try:
             self.box.ensure_slot(slot)
             fd = listener._accept()[0]  # type: ignore[attr-defined]  # the number is all that is wanted
@@ -406,13 +492,7 @@ class Keeper:
         if self._pause_told:
             self._pause_told = False
             log.warning("accepting connections again")
-        if self._free_slots:
-            self._free_slots.pop()
-        else:
-            self._used_slots += 1
-        connection = Connection(self._next_id, slot, fd, PRIVILEGED, True, True)
-        self._next_id += 1
-        prepare_slot(self.box, slot, connection.id)
+        connection = Connection(self._take_slot(slot), slot, fd, PRIVILEGED, True, True)
         self._handover_queue.append(connection)
         self._hand_over()
         self.store.connect(connection)

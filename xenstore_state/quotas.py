@@ -7,6 +7,8 @@ Knows who counts what by name only; counting is done where the things are.
 
 from typing import Final, NamedTuple
 
+from protocol.errors import StoreError
+
 
 class Quota(NamedTuple):
     """One kind of limit."""
@@ -65,6 +67,23 @@ def defaults() -> dict[str, int]:
         if quota.soft_default is not None:
             values[SOFT + quota.name] = quota.soft_default
     return values
+
+
+class QuotaExceeded(StoreError):
+    """A quota refuses a request; beyond the error's name, it says which one, and how far it was used."""
+
+    def __init__(self, error: str, quota: str, limit: int, used: int) -> None:
+        super().__init__(error)
+        self.quota = quota
+        self.limit = limit
+        self.used = used
+
+
+def check(values: dict[str, int], quota: str, value: int, error: str = "ENOSPC") -> None:
+    """Refuses a value that would reach a quota.  Raises `QuotaExceeded`."""
+    limit = values[quota]
+    if limit and value >= limit:
+        raise QuotaExceeded(error, quota, limit, value)
 
 
 def exceeds(value: int, quota: int) -> bool:

@@ -11,10 +11,23 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from protocol.errors import StoreError
-from protocol.wire import PAYLOAD_MAX
+from protocol.ops import Op
+from protocol.wire import PAYLOAD_MAX, messages
 from recovery_box.box import REGION_SIZE
 from recovery_box.items import M32, PENDING_MAX, Connection, ItemError
-from xenstore_state.effects import CHANGES_TREE, CLOSE, COMMIT, EFFECTS, WRITE, Effect, in_transaction, names_of
+from xenstore_state.effects import (
+    CHANGES_TREE,
+    CLOSE,
+    COMMIT,
+    EFFECTS,
+    ENDS_DOMAIN,
+    EXPIRE,
+    WRITE,
+    Effect,
+    in_transaction,
+    names_of,
+)
+from xenstore_state.quotas import QuotaExceeded
 from xenstore_state.store import Store
 
 _pack: Final = msgpack.Packer(autoreset=True).pack
@@ -41,6 +54,8 @@ class Output(NamedTuple):
     data: bytes
     pending: bool
     """They do not fit the region and wait as an item.  No bytes that wait: too many do, and the connection is hung up on."""
+    deadline: int = 0
+    """When events among those that wait are dropped, in milliseconds of the monotonic clock; 0: never."""
 
 
 class Record(NamedTuple):
@@ -72,9 +87,9 @@ def decode(body: bytes) -> Record:
             and 0 <= head <= M32
         ):
             raise BadRecord("a field has the wrong type")
-        for to, position, data, pending in outputs:
+        for to, position, data, pending, deadline in outputs:
             if not (
-                type(to) is type(position) is int
+                type(to) is type(position) is type(deadline) is int
                 and type(data) is bytes
                 and type(pending) is bool
                 and 0 <= position <= M32
@@ -83,6 +98,28 @@ def decode(body: bytes) -> Record:
     except (ValueError, TypeError, msgpack.UnpackException) as e:
         raise BadRecord(f"not a record: {e!r}") from None
     return record
+
+
+def wait(connection: Connection, output: Output, cause: tuple[int, int]) -> None:
+    """Output that a record says has to wait.  For a connection that quotas bind, each message waits for itself."""
+    connection.overflowed = connection.overflowed or not output.data
+    if connection.subject.quotas is None:
+        connection.pending.append(output.position, output.data, 0, cause)
+        return
+    position = output.position
+    for op, message in messages(output.data):
+        deadline = output.deadline if op == Op.WATCH_EVENT else 0
+        connection.pending.append(position, message, deadline, cause)
+        position = (position + len(message)) & M32
+
+
+def count_refusal(store: Store, by: Connection, error: StoreError) -> int:
+    """Counts a quota's refusal for the domain that met it; how many there were of this quota, 0 if it was something else."""
+    domain = store.domains.known.get(by.domid)
+    if not isinstance(error, QuotaExceeded) or domain is None:
+        return 0
+    domain.refused[error.quota] = domain.refused.get(error.quota, 0) + 1
+    return domain.refused[error.quota]
 
 
 class Applier:
@@ -105,11 +142,10 @@ class Applier:
             if connection.closed or not connection.pending.chunks:
                 del self._waiting[number]
 
-    def apply(self, body: bytes) -> tuple[Record, Connection | None]:
-        """Applies one record; the connection that it closed, if it did.  Raises `BadRecord`."""
+    def apply(self, body: bytes) -> Record:
+        """Applies one record.  Connections that it ended are in `Store.closed` then.  Raises `BadRecord`."""
         record = decode(body)
-        connections = self.store.items.connections
-        by = connections.get(record.connection)
+        by = self.store.connection(record.connection)
         if by is None:
             raise BadRecord(f"connection {record.connection} is not there")
         if any(type(a) in _SIZED and len(a) > ARGUMENT_MAX for a in record.arguments):
@@ -118,15 +154,22 @@ class Applier:
         effect = EFFECTS.get(record.kind)
         if effect is None or tuple(map(type, record.arguments)) != effect.arguments:
             raise BadRecord(f"effect {record.kind} with {record.arguments!r:.200}")
+        if record.kind == EXPIRE:
+            self._trim(record.arguments[0])
         self._perform(record, by, effect)
-        for to, position, data, pending in record.outputs:
-            if pending:
-                connection = connections.find(to)
-                connection.pending.append(position, data)
-                connection.overflowed = connection.overflowed or not data
+        for to, position, data, pending, deadline in record.outputs:
+            connection = self.store.items.connections.get(to)
+            if pending and connection is not None:
+                wait(connection, Output(to, position, data, pending, deadline), (record.connection, record.head))
                 self._waiting[to] = connection
+        self.store.opened.clear()
         self.last = record
-        return record, by if record.kind == CLOSE else None
+        return record
+
+    def _trim(self, number: int) -> None:
+        connection = self.store.items.connections.get(number)
+        if connection is not None:
+            connection.pending.trim(self._made(connection))
 
     def _perform(self, record: Record, by: Connection, effect: Effect) -> None:
         """Performs the effect; if outcome or generation are not the record's, the tree is as it was before.
@@ -149,6 +192,9 @@ class Applier:
                 raise
             finally:
                 before.close()
+        elif record.kind in ENDS_DOMAIN:
+            # The hypervisor or the privileged domain has said so, and State has checked that: it happens in any case.
+            self._perform_as_recorded(record, by, effect)
         elif record.generation != tree.generation:
             raise BadRecord(f"generation {record.generation}, {tree.generation} here")
         else:
@@ -168,6 +214,7 @@ class Applier:
             effect.perform(self.store, by, *record.arguments)
         except StoreError as e:
             outcome = e.name
+            count_refusal(self.store, by, e)
         except (ItemError, LookupError, ValueError, TypeError) as e:
             raise BadRecord(f"effect {record.kind}: {e!r}") from None
         if outcome != record.outcome:
@@ -181,7 +228,7 @@ class Applier:
             raise BadRecord("two outputs for one connection")
         if outputs and record.kind == CLOSE:
             raise BadRecord("a closing with output")
-        for number, position, data, pending in outputs:
+        for number, position, data, pending, _ in outputs:
             to = self.store.items.connections.get(number)
             if to is None:
                 raise BadRecord(f"output for connection {number}, which is not there")
@@ -192,5 +239,10 @@ class Applier:
 
     def _check_pending(self, to: Connection, position: int, data: bytes) -> None:
         to.pending.trim(self._made(to))
+        try:
+            if to.subject.quotas is not None:
+                list(messages(data))
+        except ValueError as e:
+            raise BadRecord(f"pending output for connection {to.id}: {e}") from None
         if to.pending.end not in {None, position} or to.pending.size + len(data) > PENDING_MAX:
             raise BadRecord(f"pending output for connection {to.id} does not fit what is pending")

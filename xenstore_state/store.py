@@ -8,15 +8,15 @@ Knows no bytes of the protocol and no processes.
 from typing import Final
 
 from protocol.errors import EINVAL, ENOENT, ENOSPC, StoreError
-from protocol.ops import DOMID_ANY
+from protocol.ops import DOMID_ANY, FEATURE_DOMID_ANY
 from protocol.permissions import READ
 from recovery_box.items import Connection, Items
-from xenstore_state.access import IGNORED, Acl, Subject
-from xenstore_state.domains import PRIVILEGED, Domains
-from xenstore_state.quotas import exceeds
+from xenstore_state.access import IGNORED, Acl, Subject, without
+from xenstore_state.domains import PRIVILEGED, Domain, Domains
+from xenstore_state.quotas import check
 from xenstore_state.transactions import Transaction
-from xenstore_state.tree import Node, Tree
-from xenstore_state.views import Live, View
+from xenstore_state.tree import Node, Parts, Tree
+from xenstore_state.views import Fired, Live, View
 from xenstore_state.watches import Watch, WatchTrie
 
 INTRODUCE_DOMAIN: Final = b"@introduceDomain"
@@ -41,8 +41,15 @@ class Store:
         self.items = Items()
         self.domains = Domains(self.items.accounts)
         self._watch_sequence = 0
-        tool = self.tree.add_child(self.tree.root, b"tool", b"", acl, 1)
-        self.tree.add_child(tool, b"xenstored", b"", acl, 2)
+        self.house = Connection(0, -1, -1, PRIVILEGED, privileged=True, socket=True)
+        """On whose behalf the daemon itself acts.  Nobody is at its other end, and it is not among the connections."""
+        self.house.subject = Subject(PRIVILEGED, privileged=True)
+        self.opened: list[Connection] = []
+        """Connections of rings that have begun; for whoever serves them to take."""
+        self.closed: list[Connection] = []
+        """Connections that have ended; for whoever keeps their slots, descriptors and ports to take."""
+        tool = self.tree.add_child(self.tree.root, b"", acl, 1, (b"tool",))
+        self.tree.add_child(tool, b"", acl, 2, (b"tool", b"xenstored"))
         self.tree.specials[INTRODUCE_DOMAIN] = Node(b"", acl, 3)
         self.tree.specials[RELEASE_DOMAIN] = Node(b"", (*acl, (READ, DOMID_ANY)), 4)
         self.tree.generation = 4
@@ -59,12 +66,19 @@ class Store:
             privileged=connection.privileged,
             quotas=domain.quotas if bound and domain is not None else None,
         )
+        if bound and domain is not None:
+            connection.subject.target = domain.target
 
     def disconnect(self, connection: Connection) -> None:
         """The end of a connection: its watches and transactions go with it."""
         self.items.connections.delete(connection.id)
         connection.closed = True
         self.reset(connection)
+        self.closed.append(connection)
+
+    def connection(self, number: int) -> Connection | None:
+        """The connection with this id, the daemon's own included."""
+        return self.items.connections.get(number) if number else self.house
 
     def reset(self, connection: Connection) -> None:
         """Forgets watches and transactions of a connection (RESET_WATCHES)."""
@@ -83,8 +97,13 @@ class Store:
         if key in connection.watches:
             raise StoreError("EEXIST")
         count = len(connection.watches) + 1
-        quotas = connection.subject.quotas
-        if exceeds(count, quotas["watches"]) if quotas is not None else count > WATCHES_MAX:
+        subject: Subject = connection.subject
+        if subject.quotas is not None:
+            check(subject.quotas, "watches", count)
+            size = len(path) + len(token)
+            check(subject.quotas, "memory", self.memory(subject) + size, "ENOMEM")
+            subject.held += size
+        elif count > WATCHES_MAX:
             raise ENOSPC
         self._watch_sequence += 1
         watch = Watch(connection, path, token, depth, strip, self._watch_sequence)
@@ -100,6 +119,12 @@ class Store:
             raise ENOENT
         self.items.watches.delete((connection.id, path, token))
         self.watches.remove(watch)
+        if connection.subject.quotas is not None:
+            connection.subject.held -= len(path) + len(token)
+
+    def memory(self, subject: Subject) -> int:
+        """Bytes that a domain is charged with for nodes, watches and transactions."""
+        return self.tree.memory.get(subject.domid, 0) + subject.held
 
     # ---- transactions
 
@@ -115,13 +140,15 @@ class Store:
         """Opens a transaction.  Raises ENOSPC."""
         count = len(connection.transactions) + 1
         quotas = connection.subject.quotas
-        if exceeds(count, quotas["transactions"]) if quotas is not None else count > TRANSACTIONS_MAX:
+        if quotas is not None:
+            check(quotas, "transactions", count)
+        elif count > TRANSACTIONS_MAX:
             raise ENOSPC
         if tx_id in connection.transactions or not 0 < tx_id <= TX_ID_MAX:
             raise EINVAL
         connection.last_tx_id = tx_id
         nodes = quotas["transaction-nodes"] - 1 if quotas is not None else TRANSACTION_NODES_MAX
-        transaction = Transaction(tx_id, self.tree, nodes if nodes >= 0 else TRANSACTION_NODES_MAX)
+        transaction = Transaction(tx_id, self.tree, nodes if nodes >= 0 else TRANSACTION_NODES_MAX, connection.subject)
         self.items.transactions.insert((connection.id, tx_id), transaction)
         connection.transactions[tx_id] = transaction
         return transaction
@@ -143,11 +170,92 @@ class Store:
             raise ENOENT
         return view
 
+    # ---- domains
+
+    def introduce(self, domid: int) -> Connection:
+        """A domain's ring gets the connection that was offered; one it had before ends.  Raises ENOENT without an offer."""
+        domain = self.domains.known.get(domid)
+        offer = self.domains.offers.pop(domid, None)
+        if domain is None or offer is None:
+            raise ENOENT
+        ring = Connection(offer.connection, offer.slot, -1, domid, domid == PRIVILEGED, socket=False, port=offer.port)
+        if domain.connection is not None:
+            ring.last_tx_id = domain.connection.last_tx_id
+            self.disconnect(domain.connection)
+        domain.introduced = True
+        domain.error = 0
+        self.connect(ring)
+        domain.connection = ring
+        self.opened.append(ring)
+        return ring
+
+    def ignore(self, domid: int, error: int) -> None:
+        """A ring that cannot be followed is not served any more; the domain stays what it is.  Raises ENOENT."""
+        domain = self.domains.introduced(domid)
+        if domain is None or domain.connection is None:
+            raise ENOENT
+        self.disconnect(domain.connection)
+        domain.connection = None
+        domain.error = error
+
+    def set_target(self, domid: int, target: int) -> None:
+        """A domain may stand in for another.  Raises ENOENT unless both are introduced."""
+        domain = self.domains.introduced(domid)
+        if domain is None or self.domains.introduced(target) is None:
+            raise ENOENT
+        self._set_target(domain, target)
+
+    def _set_target(self, domain: Domain, target: int | None) -> None:
+        domain.target = target
+        if domain.connection is not None and not domain.connection.privileged:
+            domain.connection.subject.target = target
+
+    def remove_domain(self, domid: int) -> list[Fired]:
+        """A domain is no more: its ring, its nodes, and every right that it was given.  Raises ENOENT or EINVAL."""
+        if domid == PRIVILEGED:
+            raise EINVAL
+        domain = self.domains.known.get(domid)
+        if domain is None:
+            raise ENOENT
+        if domain.connection is not None:
+            self.disconnect(domain.connection)
+        for transaction in self.items.transactions:
+            transaction.forget(domid)
+        fired = [change for parts in self.tree.naming(domid) for change in self._disown(parts, domid)]
+        self.tree.forget(domid)
+        self.domains.known.delete(domid)
+        for other in self.domains.known:
+            if other.target == domid:
+                self._set_target(other, None)
+        return fired
+
+    def _disown(self, parts: Parts, domid: int) -> list[Fired]:
+        """What becomes of one node that names a domain which is no more."""
+        tree = self.tree
+        node = tree.find_any(parts)
+        if node is None:  # it went with one above it
+            return []
+        acl = without(node.acl, domid)
+        if acl[0][1] == domid:
+            if parts and not self.domains.keep_orphans:
+                return self.live.remove(parts)
+            acl = ((acl[0][0], PRIVILEGED), *acl[1:])
+        tree.set_acl(node, acl, tree.generation + 1, parts)
+        return []
+
     # ---- permission lists
 
-    def checked_acl(self, acl: Acl) -> Acl:
-        """A list as it will be stored: entries of domains that do not exist are marked.  Raises ENOENT for such an owner."""
-        exists = self.domains.exists
-        if not exists(acl[0][1]):
+    def checked_acl(self, acl: Acl, by: Connection) -> Acl:
+        """A list as it will be stored: entries of domains that do not exist are marked.  Raises ENOENT for such an owner.
+
+        An entry for any domain is marked too when the caller's ring does not offer that.
+        """
+        domain = None if by.socket else self.domains.known.get(by.domid)
+        any_domain = domain is None or domain.features & FEATURE_DOMID_ANY
+
+        def holds(domid: int) -> bool:
+            return bool(any_domain) if domid == DOMID_ANY else domid in self.domains.known
+
+        if not self.domains.exists(acl[0][1]):
             raise ENOENT
-        return (acl[0], *((access if exists(d) else access | IGNORED, d) for access, d in acl[1:]))
+        return (acl[0], *((access if holds(d) else access | IGNORED, d) for access, d in acl[1:]))

@@ -17,10 +17,10 @@ from typing import Any, Final
 
 from protocol.errors import EAGAIN, ENOSPC, StoreError
 from protocol.permissions import WRITE
-from xenstore_state.access import Acl, Subject, inherited, rights
-from xenstore_state.quotas import exceeds
-from xenstore_state.tree import Node, Snapshot, SnapshotLost, Tree, walk
-from xenstore_state.views import NEW, Face, Fired, Live, Parts, View
+from xenstore_state.access import Acl, Subject, inherited, names, rights
+from xenstore_state.quotas import QuotaExceeded, check, node_size
+from xenstore_state.tree import Node, Parts, Snapshot, SnapshotLost, Tree, walk
+from xenstore_state.views import NEW, Face, Fired, Live, View
 
 LOG_MAX: Final = 16 << 20
 """Bytes that the log of one transaction may take, about; a sixteenth of it for a domain that quotas bind."""
@@ -29,6 +29,7 @@ ENTRY_SIZE: Final = 256
 
 Asked = tuple[str, Parts, tuple[Any, ...], str, Any]
 """An operation, the node, its other arguments, and what the client was told: an error's name or "", and the answer."""
+_OUT_OF_QUOTA: Final = frozenset({"ENOSPC", "EIO", "ENOMEM"})
 _CHANGING: Final = frozenset({"write", "mkdir", "rm", "set_perms"})
 
 
@@ -82,16 +83,27 @@ class Transaction(View):
         "_limit",
         "_size",
         "_snapshots",
+        "_who",
         "created",
         "doomed",
+        "held",
         "log",
         "seen",
+        "stale",
         "tx_id",
     )
 
-    def __init__(self, tx_id: int, tree: Tree, limit: int) -> None:
-        """At most `limit` nodes may be touched; the one beyond dooms the transaction (ENOSPC, then ENOMEM at commit)."""
+    def __init__(self, tx_id: int, tree: Tree, limit: int, who: Subject) -> None:
+        """At most `limit` nodes may be touched; the one beyond dooms the transaction (ENOSPC, then ENOMEM at commit).
+
+        `who` is charged with the memory it takes.
+        """
         super().__init__(tree)
+        self._who = who
+        self.held = 0
+        """Bytes that `who` is charged with."""
+        self.stale = False
+        """A domain that it knows by its domid is no more: commit gives EAGAIN."""
         self.tx_id = tx_id
         self._limit = limit
         self.seen: dict[Parts, Seen | None] = {}
@@ -123,12 +135,24 @@ class Transaction(View):
             if not snapshots or not snapshots[-1].current:
                 snapshots.append(self.tree.snapshot())
             seen = self.seen[parts] = Seen(parts, self.tree.find(parts), snapshots[-1])
+            if seen.node is not None:
+                self._hold(parts, seen.value, seen.acl)
         return seen
+
+    def _hold(self, parts: Parts, value: bytes, acl: Acl) -> None:
+        """Charges the caller with a copy of a node.  Raises ENOMEM beyond its quota; then a commit cannot succeed."""
+        who = self._who
+        if who.quotas is None:
+            return
+        size = node_size(value, len(acl), 0) + sum(map(len, parts)) + len(parts)
+        self.held += size
+        who.held += size
+        self._may_hold(who.domid, who, 1, "ENOMEM")
 
     def _count(self, parts: Parts) -> None:
         if len(self.seen) >= self._limit and parts not in self.seen:
             self.doomed = True
-            raise ENOSPC
+            raise QuotaExceeded("ENOSPC", "transaction-nodes", self._limit + 1, len(self.seen) + 1)
 
     def find(self, parts: Parts) -> Face | None:
         """The node as the transaction sees it."""
@@ -239,6 +263,7 @@ class Transaction(View):
     # ---- changing
 
     def _make(self, parts: Parts, value: bytes, acl: Acl) -> Change:
+        self._hold(parts, value, acl)
         change = self._changes[parts] = Change(value, acl, asked=False)
         if parts:
             siblings = self._below.setdefault(parts[:-1], {})
@@ -303,12 +328,22 @@ class Transaction(View):
         for snapshot in self._snapshots:
             snapshot.close()
         self._snapshots.clear()
+        self._who.held -= self.held
+        self.held = 0
+
+    def forget(self, domid: int) -> None:
+        """A domain is no more.  Permission lists that name it must not come to mean another one with its domid."""
+        acls = [change.acl for change in self._changes.values()]
+        acls += [arguments[0] for operation, _, arguments, _, _ in self.log if operation == "set_perms"]
+        self.stale = self.stale or any(names(acl, domid) for acl in acls)
 
     def commit(self, who: Subject) -> list[Fired]:
         """Does everything again.  Raises EAGAIN if an answer differs, ENOMEM if doomed; then nothing changes."""
         self.close()
         if self.doomed:
             raise StoreError("ENOMEM")
+        if self.stale:
+            raise EAGAIN
         plain = self._plain(who)
         if plain is not None:
             return self._assign(plain)
@@ -323,8 +358,8 @@ class Transaction(View):
                 node = tree.find(parts) if change.asked else None
                 if change.asked and (node is None or node.acl != change.acl):
                     raise EAGAIN
-            if self.created and who.quotas and exceeds(tree.owned.get(who.domid, 0), who.quotas["nodes"]):
-                raise ENOSPC
+            if self.created and who.quotas:
+                check(who.quotas, "nodes", tree.owned.get(who.domid, 0))
         except StoreError:
             tree.rollback(before)
             raise
@@ -341,7 +376,7 @@ class Transaction(View):
         gone: dict[Parts, Node] = {}
         there: dict[Parts, Node | None] = {}
         for operation, parts, arguments, error, answer in self.log:
-            if error == "ENOSPC":
+            if error in _OUT_OF_QUOTA:
                 continue
             try:
                 now = getattr(live, operation)(parts, *arguments, unlimited)

@@ -7,17 +7,26 @@ for a before-image in its epoch and all younger ones, and in the live tree if th
 a change costs O(1) more, and neither nodes nor tables of children are ever copied.
 
 An epoch that holds too many before-images is `lost`: its snapshots can no longer be read, which their owner must treat as
-a conflict.  Counts of nodes by owner are kept along.  Nothing here recurses.  Knows no permissions, quotas or watches.
+a conflict.  Nothing here recurses.
+
+Kept along: how many nodes each domain owns, how many bytes of nodes each unprivileged domain is charged with, and which
+nodes' permission lists name it (an index that may hold more than that, never less).  Knows no rights, quotas or watches.
 """
 
 from collections.abc import Iterator
 from typing import Final
 
-from xenstore_state.access import Acl
+from xenstore_state.access import Acl, names
+from xenstore_state.quotas import NODE_ENTRY, NODE_HEADER
 
 IMAGES_MAX: Final = 200_000
 """Before-images an epoch may hold."""
+UNCHARGED: Final = 0
+"""The domain whose nodes are not charged or indexed: the privileged one, which never ends."""
+_INDEX_MIN: Final = 1024
 
+Parts = tuple[bytes, ...]
+"""Names that lead from the root to a node; a special node's are an empty one and its whole path."""
 Fields = tuple[bytes, Acl, int]
 _FIELDS: Final = None
 
@@ -47,7 +56,7 @@ class _Epoch:
         """Never lost: whoever opened it bounds what may change."""
         self.references = 0
         self.images: dict[Node, dict[bytes | None, Fields | Node | None]] = {}
-        self.accounts: dict[int, int] = {}
+        self.accounts: dict[int, tuple[int, int]] = {}
         self.count = 0
         self.lost = False
 
@@ -63,6 +72,11 @@ class Tree:
         """Generation of the youngest change; strictly increasing."""
         self.owned: dict[int, int] = {acl[0][1]: 1}
         """Nodes by owner's domid.  Special nodes do not count."""
+        self.memory: dict[int, int] = {}
+        """Bytes of nodes by owner's domid, `UNCHARGED` apart: what `quotas.node_size` counts, and the path."""
+        self._named: dict[int, dict[Parts, None]] = {}
+        """Where nodes stand whose list names a domain, or did."""
+        self._index_limits: dict[int, int] = {}
         self._epochs: list[_Epoch] = []
 
     @property
@@ -83,27 +97,39 @@ class Tree:
             node = found
         return node
 
+    def find_any(self, parts: Parts) -> Node | None:
+        """The same, special nodes too."""
+        return self.specials.get(parts[1]) if is_special(parts) else self.find(parts)
+
     # ---- changes
 
     def set_value(self, node: Node, value: bytes, generation: int) -> None:
         """Replaces a value."""
         if self._epochs:
             self._note(node, _FIELDS, (node.value, node.acl, node.generation))
+        owner = node.acl[0][1]
+        if owner != UNCHARGED:
+            self._account(owner, 0, len(value) - len(node.value))
         node.value = value
         node.generation = self.generation = generation
 
-    def set_acl(self, node: Node, acl: Acl, generation: int) -> None:
-        """Replaces a permission list; the node may change owner."""
+    def set_acl(self, node: Node, acl: Acl, generation: int, parts: Parts) -> None:
+        """Replaces the permission list of the node that `parts` lead to; it may change owner."""
         if self._epochs:
             self._note(node, _FIELDS, (node.value, node.acl, node.generation))
-        if acl[0][1] != node.acl[0][1] and node not in self.specials.values():
-            self._account(node.acl[0][1], -1)
-            self._account(acl[0][1], 1)
+        if not is_special(parts):
+            before, after = node.acl[0][1], acl[0][1]
+            length = _path_length(parts)
+            self._account(before, -1, -_charge(node, length) if before != UNCHARGED else 0)
+            node.acl = acl
+            self._account(after, 1, _charge(node, length) if after != UNCHARGED else 0)
         node.acl = acl
+        self._index(parts, acl)
         node.generation = self.generation = generation
 
-    def add_child(self, parent: Node, name: bytes, value: bytes, acl: Acl, generation: int) -> Node:
-        """Creates a child that is not there yet; the parent changes too."""
+    def add_child(self, parent: Node, value: bytes, acl: Acl, generation: int, parts: Parts) -> Node:
+        """Creates the child that `parts` lead to and that is not there yet; the parent changes too."""
+        name = parts[-1]
         child = Node(value, acl, generation)
         if self._epochs:
             self._note(parent, _FIELDS, (parent.value, parent.acl, parent.generation))
@@ -112,11 +138,17 @@ class Tree:
             parent.children = {}
         parent.children[name] = child
         parent.generation = self.generation = generation
-        self._account(acl[0][1], 1)
+        owner, above = acl[0][1], parent.acl[0][1]
+        self._account(owner, 1, _charge(child, _path_length(parts)) if owner != UNCHARGED else 0)
+        if above != UNCHARGED:
+            self._account(above, 0, len(name) + 1)
+        if owner != UNCHARGED or len(acl) > 1:
+            self._index(parts, acl)
         return child
 
-    def remove_child(self, parent: Node, name: bytes, generation: int) -> Node:
-        """Removes a child with everything below it; the parent changes too.  Raises KeyError."""
+    def remove_child(self, parent: Node, generation: int, parts: Parts) -> Node:
+        """Removes the child that `parts` lead to, with everything below it; the parent changes too.  Raises KeyError."""
+        name = parts[-1]
         children = parent.children or {}
         child = children[name]
         if self._epochs:
@@ -127,18 +159,64 @@ class Tree:
             parent.children = None
         parent.generation = self.generation = generation
         account = self._account
-        for node in walk(child):
-            account(node.acl[0][1], -1)
+        above = parent.acl[0][1]
+        if above != UNCHARGED:
+            account(above, 0, -len(name) - 1)
+        stack = [(child, _path_length(parts))]
+        while stack:
+            node, length = stack.pop()
+            owner = node.acl[0][1]
+            account(owner, -1, -_charge(node, length) if owner != UNCHARGED else 0)
+            if node.children:
+                stack += [(below, length + len(name) + 1) for name, below in node.children.items()]
         return child
 
-    def _account(self, domid: int, change: int) -> None:
-        now = self.owned.get(domid, 0)
+    def _account(self, domid: int, nodes: int, size: int) -> None:
+        now, held = self.owned.get(domid, 0), self.memory.get(domid, 0)
         if self._epochs:
-            self._epochs[-1].accounts.setdefault(domid, now)
-        if now + change:
-            self.owned[domid] = now + change
-        else:
-            self.owned.pop(domid, None)
+            self._epochs[-1].accounts.setdefault(domid, (now, held))
+        self._set_account(domid, now + nodes, held + size)
+
+    def _set_account(self, domid: int, nodes: int, size: int) -> None:
+        for table, value in ((self.owned, nodes), (self.memory, size)):
+            if value:
+                table[domid] = value
+            else:
+                table.pop(domid, None)
+
+    # ---- which nodes name a domain
+
+    def _index(self, parts: Parts, acl: Acl) -> None:
+        for _, domid in acl:
+            if domid == UNCHARGED:
+                continue
+            named = self._named.setdefault(domid, {})
+            named[parts] = None
+            if len(named) > self._index_limits.get(domid, _INDEX_MIN) and not any(e.kept for e in self._epochs):
+                # Never while something may be rolled back: what is dropped here must not come back.
+                self._named[domid] = named = {there: None for there in named if self._names(there, domid)}
+                self._index_limits[domid] = max(_INDEX_MIN, 2 * len(named))
+
+    def _names(self, parts: Parts, domid: int) -> bool:
+        node = self.find_any(parts)
+        return node is not None and names(node.acl, domid)
+
+    def naming(self, domid: int) -> list[Parts]:
+        """Where all nodes stand, special ones too, whose permission list names a domain, in the order of a walk."""
+        return sorted((parts for parts in self._named.get(domid, ()) if self._names(parts, domid)), key=self._place)
+
+    def forget(self, domid: int) -> None:
+        """No node names this domain any more."""
+        self._named.pop(domid, None)
+        self._index_limits.pop(domid, None)
+
+    def _place(self, parts: Parts) -> tuple[int, ...]:
+        """Sorts nodes as a walk in order of creation, parents first, comes by them; special ones first."""
+        births, node = [], self.root
+        for name in () if is_special(parts) else parts:
+            node = (node.children or {})[name]
+            births.append(node.birth)
+        return tuple(births)
 
     def _note(self, node: Node, key: bytes | None, before: Fields | Node | None) -> None:
         epoch = self._epochs[-1]
@@ -192,11 +270,8 @@ class Tree:
                 node.children = dict(_by_birth(node.children or {}))
             elif not node.children:
                 node.children = None
-        for domid, count in epoch.accounts.items():
-            if count:
-                self.owned[domid] = count
-            else:
-                self.owned.pop(domid, None)
+        for domid, (nodes, size) in epoch.accounts.items():
+            self._set_account(domid, nodes, size)
         epoch.images.clear()
         epoch.accounts.clear()
         epoch.count = 0
@@ -217,8 +292,8 @@ class Tree:
                 if key not in kept:
                     kept[key] = before
                     older.count += 1
-        for domid, count in epoch.accounts.items():
-            older.accounts.setdefault(domid, count)
+        for domid, account in epoch.accounts.items():
+            older.accounts.setdefault(domid, account)
         if older.lost or (older.count > IMAGES_MAX and not older.kept):
             older.lost = True
             older.images.clear()
@@ -303,6 +378,23 @@ class Snapshot:
 
 def _by_birth(children: dict[bytes, Node]) -> list[tuple[bytes, Node]]:
     return sorted(children.items(), key=lambda item: item[1].birth)
+
+
+def is_special(parts: Parts) -> bool:
+    """Whether names lead to a special node, outside the tree."""
+    return len(parts) == 2 and not parts[0]
+
+
+def _path_length(parts: Parts) -> int:
+    return sum(map(len, parts)) + len(parts)
+
+
+def _charge(node: Node, path_length: int) -> int:
+    """Bytes a node's owner is charged with: its record, with its children's names, and its path."""
+    size = NODE_HEADER + NODE_ENTRY * len(node.acl) + len(node.value) + path_length
+    if node.children:
+        size += sum(map(len, node.children)) + len(node.children)
+    return size
 
 
 def walk(node: Node) -> Iterator[Node]:

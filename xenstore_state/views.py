@@ -12,13 +12,12 @@ Knows no paths as text and no watches.
 from abc import abstractmethod
 from typing import Final, Protocol
 
-from protocol.errors import EACCES, ENOENT, ENOSPC, StoreError
+from protocol.errors import EACCES, EINVAL, ENOENT, StoreError
 from protocol.permissions import READ, WRITE
 from xenstore_state.access import OWNER, Acl, Subject, inherited, rights
-from xenstore_state.quotas import exceeds, node_size
-from xenstore_state.tree import Node, Tree
+from xenstore_state.quotas import QuotaExceeded, check, exceeds, node_size
+from xenstore_state.tree import UNCHARGED, Node, Parts, Tree, is_special
 
-Parts = tuple[bytes, ...]
 SPECIAL: Final = (b"",)
 """First name of a special node, whose second one is its whole path: no component of an ordinary path is empty."""
 NEW: Final[Acl] = ()
@@ -50,7 +49,10 @@ class View:
         """The node, if there is one."""
 
     def nearest(self, parts: Parts) -> Face:
-        """The nearest existing ancestor."""
+        """The nearest existing ancestor.  Of a special node `@x/y` that is `@x`, of `@x` it is the root."""
+        if is_special(parts):
+            above = self.find((parts[0], parts[1].rpartition(b"/")[0]))
+            return above if above is not None else self.nearest((b"",))
         while parts:
             parts = parts[:-1]
             found = self.find(parts)
@@ -88,27 +90,26 @@ class View:
         """Sets a value, creating the node and its missing parents."""
         found = self.find(parts)
         if found is None:
-            self._may_create(parts, who)
-            if who.quotas is not None:
-                self._may_grow(parts, None, who.quotas, self.nearest(parts).acl, value)
+            self._may_create(parts, who, value)
             return self.put(parts, value, who, NEW)
         if not who.privileged and not rights(found.acl, who) & WRITE:
             raise StoreError("EACCES")
         if who.quotas is not None:
-            self._may_grow(parts, found, who.quotas, found.acl, value)
+            self._may_grow(parts, who.quotas, found.acl, value)
+            self._may_hold(found.acl[0][1], who, len(value) - len(found.value), "ENOMEM")
         return self.put(parts, value, who, found.acl)
 
     def mkdir(self, parts: Parts, who: Subject) -> list[Fired]:
         """Creates an empty node; one that exists stays as it is, but needs the right all the same."""
         found = self.find(parts)
         if found is None:
-            self._may_create(parts, who)
+            self._may_create(parts, who, b"")
             return self.make(parts, who)
         if not who.privileged and not rights(found.acl, who) & WRITE:
             raise StoreError("EACCES")
         return []
 
-    def _may_create(self, parts: Parts, who: Subject) -> None:
+    def _may_create(self, parts: Parts, who: Subject, value: bytes) -> None:
         if who.privileged:
             return
         parent = self.nearest(parts)
@@ -116,20 +117,29 @@ class View:
             raise StoreError("EACCES")
         if who.quotas is None:
             return
-        if exceeds(self.tree.owned.get(who.domid, 0) + 1, who.quotas["nodes"]):
-            raise ENOSPC
+        check(who.quotas, "nodes", self.tree.owned.get(who.domid, 0) + 1)
+        self._may_grow(parts, who.quotas, parent.acl, value)
         depth = len(parts) - 1
         while self.find(parts[:depth]) is None:
             depth -= 1
-        self._may_grow(parts[:depth], parent, who.quotas, parent.acl, parent.value, parts[depth])
+        self._may_grow(parts[:depth], who.quotas, parent.acl, parent.value, parts[depth])
+        levels, length = range(depth + 1, len(parts) + 1), sum(map(len, parts)) + len(parts)
+        size = len(levels) * (node_size(b"", len(parent.acl), 0) + length) + len(value)
+        self._may_hold(who.domid, who, size, "EIO")
 
-    def _may_grow(
-        self, parts: Parts, found: Face | None, limits: dict[str, int], acl: Acl, value: bytes, child: bytes = b""
-    ) -> None:
-        """Whether a node may be written like this, with one more child perhaps.  Raises ENOSPC; then a commit cannot succeed.
+    def _may_hold(self, owner: int, who: Subject, size: int, error: str) -> None:
+        """Whether the owner of a node may be charged with `size` more bytes; then a commit cannot succeed either."""
+        if size <= 0 or owner == UNCHARGED or who.quotas is None:
+            return
+        held = self.tree.memory.get(owner, 0) + (who.held if owner == who.domid else 0)
+        try:
+            check(who.quotas, "memory", held + size, error)
+        except QuotaExceeded:
+            self.doom()
+            raise
 
-        What makes it smaller is always allowed.
-        """
+    def _may_grow(self, parts: Parts, limits: dict[str, int], acl: Acl, value: bytes, child: bytes = b"") -> None:
+        """Whether a node may be written like this, with one more child perhaps.  Raises ENOSPC; then a commit cannot succeed."""
         limit = limits["node-size"]
         node = self.tree.find(parts)
         names = len(child) + bool(child)
@@ -138,16 +148,17 @@ class View:
                 break  # enough: a node that large is too large anyway
             names += len(name) + 1
         size = node_size(value, len(acl), names)
-        before = node_size(found.value, len(found.acl), names) if found is not None and not child else 0
-        if exceeds(size, limit) and (not before or size > before):
+        if exceeds(size, limit):
             self.doom()
-            raise ENOSPC
+            raise QuotaExceeded("ENOSPC", "node-size", limit, size)
 
     def rm(self, parts: Parts, who: Subject) -> list[Fired]:
-        """Removes a node with everything below it.  A missing one is fine as long as its parent exists."""
+        """Removes a node with everything below it.  A missing one is fine as long as its parent exists; the root stays."""
         found = self.find(parts)
         if not who.privileged and not rights((found or self.nearest(parts)).acl, who) & WRITE:
             raise StoreError("EACCES")
+        if not parts:
+            raise EINVAL
         if found is not None:
             return self.remove(parts)
         if self.find(parts[:-1]) is None:
@@ -160,7 +171,9 @@ class View:
         if not who.privileged and found.acl[0][1] != acl[0][1]:
             raise StoreError("EPERM")
         if who.quotas is not None:
-            self._may_grow(parts, found, who.quotas, acl, found.value)
+            self._may_grow(parts, who.quotas, acl, found.value)
+            size = node_size(b"", len(acl), 0) - node_size(b"", len(found.acl), 0)
+            self._may_hold(found.acl[0][1], who, size, "ENOMEM")
         return self.set_acl(parts, acl)
 
     # ---- what a view does about it
@@ -211,8 +224,7 @@ class Live(View):
 
     def find(self, parts: Parts) -> Node | None:
         """The node, if there is one."""
-        node = self.tree.find(parts)
-        return node if node is not None or len(parts) != 2 or parts[0] else self.tree.specials.get(parts[1])
+        return self.tree.specials.get(parts[1]) if is_special(parts) else self.tree.find(parts)
 
     def read(self, parts: Parts, who: Subject) -> bytes:
         """The value.  (The common case of `View.read`, for speed.)"""
@@ -260,7 +272,7 @@ class Live(View):
         tree = self.tree
         parent = tree.find(parts[:-1])
         assert parent is not None
-        node = tree.remove_child(parent, parts[-1], tree.generation + 1)
+        node = tree.remove_child(parent, tree.generation + 1, parts)
         return [(parts, node, node.acl)]
 
     def remove_nothing(self, parts: Parts) -> list[Fired]:
@@ -271,7 +283,7 @@ class Live(View):
         """Replaces a permission list."""
         node = self._node(parts)
         before = node.acl
-        self.tree.set_acl(node, acl, self.tree.generation + 1)
+        self.tree.set_acl(node, acl, self.tree.generation + 1, parts)
         return [(parts, None, before)]
 
 
@@ -285,8 +297,9 @@ def create(tree: Tree, parts: Parts, value: bytes, who: Subject) -> list[Node]:
         raise EACCES
     acl = inherited(parent.acl, who)
     made = []
-    for name in parts[depth:]:
+    while depth < len(parts):
         depth += 1
-        parent = tree.add_child(parent, name, value if depth == len(parts) else b"", acl, tree.generation + 1)
+        here = parts[:depth]
+        parent = tree.add_child(parent, value if depth == len(parts) else b"", acl, tree.generation + 1, here)
         made.append(parent)
     return made

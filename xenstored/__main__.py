@@ -10,9 +10,13 @@ from recovery_box import custody
 from recovery_box.box import Box, BoxError, shared_memory_directory
 from xenstore_logic.control import TRACE_FILE, TRACE_SWITCH
 from xenstore_logic.process import run_logic
+from xenstore_logic.rings import EVENT_TIMEOUT
+from xenstore_state.hypervisor import Hypervisor
 from xenstore_state.keeper import BACKLOG, Keeper
 from xenstored import service
+from xenstored.linux_xen import LinuxXen
 from xenstored.options import OptionError, Options, parse
+from xenstored.simulated_xen import SimulatedXen
 
 log = logging.getLogger("xenstored")
 
@@ -28,10 +32,10 @@ def main() -> int:
     pipe = -1
     try:
         options = parse(sys.argv[1:], dict(os.environ))
-        _need_hypervisor(options)
+        hypervisor = _open_hypervisor(options)
         if not options.foreground:
             pipe = service.detach()
-        _serve(options, pipe)
+        _serve(options, hypervisor, pipe)
     except service.PidFileLocked as e:
         # Clients can connect, to the other one: the C daemon's exit status for this is 0.
         _fail(pipe, f"another daemon runs: {e} is locked")
@@ -51,18 +55,21 @@ def _fail(pipe: int, why: str) -> None:
         sys.stderr.write(text)
 
 
-def _need_hypervisor(options: Options) -> None:
+def _open_hypervisor(options: Options) -> Hypervisor | None:
+    """What serves guests: the devices of a Xen host, a simulated one, or (None) nothing.  Raises `CannotStart`."""
+    if options.simulated_xen is not None:
+        return SimulatedXen(options.simulated_xen)
     if not options.domain_init:
-        return
+        return None
     missing = [name for name in XEN_FILES if not os.path.exists(name)]
     if missing:
         raise CannotStart(
             f"this is not a Xen host: {', '.join(missing)} missing; with -D (--no-domain-init) sockets are served without Xen"
         )
-    raise CannotStart("guests are not served yet: start with -D (--no-domain-init) for sockets only")
+    return LinuxXen()
 
 
-def _serve(options: Options, pipe: int) -> None:
+def _serve(options: Options, hypervisor: Hypervisor | None, pipe: int) -> None:
     service.set_up_logging(foreground=options.foreground)
     for note in options.notes:
         log.warning("%s", note)
@@ -70,7 +77,7 @@ def _serve(options: Options, pipe: int) -> None:
     pid_file = service.write_pid_file(options.pid_file) if options.pid_file else -1
     made = [options.pid_file] if options.pid_file else []
     try:
-        _run(options, pipe, made)
+        _run(options, hypervisor, pipe, made)
     finally:
         for name in made:
             _remove(name)
@@ -78,7 +85,7 @@ def _serve(options: Options, pipe: int) -> None:
             os.close(pid_file)
 
 
-def _run(options: Options, pipe: int, made: list[str]) -> None:
+def _run(options: Options, hypervisor: Hypervisor | None, pipe: int, made: list[str]) -> None:
     """Serves until the daemon is told to end; `made` collects the files that go then."""
     limit = custody.raise_limit()
     box = Box(_box_path(options))
@@ -86,7 +93,7 @@ def _run(options: Options, pipe: int, made: list[str]) -> None:
     made += [box.path, logic_pid_file]
     listener = _listen(options.socket)
     made.append(options.socket)
-    keeper = Keeper(box, [listener], run_logic, logic_pid_file, limit)
+    keeper = Keeper(box, [listener], run_logic, logic_pid_file, limit, hypervisor)
     _configure(keeper, options)
     log.info("serving on %s, at most %d descriptors", options.socket, limit)
     keeper.run(ready=lambda: service.announce(pipe))
@@ -118,7 +125,10 @@ def _configure(keeper: Keeper, options: Options) -> None:
     keeper.store.domains.quotas.update(options.quotas)
     for domain in keeper.store.domains.known:
         domain.quotas.update(options.quotas)
+    keeper.store.domains.keep_orphans = options.keep_orphans
     settings = keeper.store.items.settings
+    if options.event_seconds is not None:
+        settings.insert(EVENT_TIMEOUT, options.event_seconds)
     if options.trace_file is not None:
         settings.insert(TRACE_FILE, os.path.join("/var/lib/xen/xenstore", options.trace_file))
     for switch, on in options.trace_switches.items():

@@ -36,6 +36,9 @@ class Options:
 
     foreground: bool = False
     domain_init: bool = True
+    simulated_xen: str | None = None
+    keep_orphans: bool = False
+    event_seconds: int | None = None
     pid_file: str | None = None
     trace_file: str | None = None
     trace_switches: dict[str, bool] = field(default_factory=dict)
@@ -96,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("-H", "--help", action="help", help="this text")
     p.add_argument("-N", "--no-fork", action="store_true", help="stay in the foreground, log to stderr")
     p.add_argument("-D", "--no-domain-init", action="store_true", help="sockets only: no hypervisor is looked for")
+    p.add_argument("--simulated-xen", metavar="DIR", help="serve emulated domains that live in this directory")
     p.add_argument("-F", "--pid-file", metavar="FILE", help="write the daemon's pid there")
     p.add_argument("-T", "--trace-file", metavar="FILE", help="trace messages into this file")
     p.add_argument("--trace-control", metavar="[+-]SWITCH", action="append", default=[], help=" ".join(SWITCHES))
@@ -104,9 +108,16 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("-Q", "--quota", metavar="NAME=N", action="append", default=[], help="set any quota")
     p.add_argument("-q", "--quota-soft", metavar="NAME=N", action="append", default=[], help="set a soft quota")
     p.add_argument(
-        "-w", "--timeout", metavar="watch-event=S", action="append", default=[], help="accepted, see the log"
+        "-w",
+        "--timeout",
+        metavar="watch-event=S",
+        action="append",
+        default=[],
+        help="seconds that events wait for a domain which does not read them (default 20, 0: for ever)",
     )
-    p.add_argument("-K", "--keep-orphans", action="store_true", help="accepted, see the log")
+    p.add_argument(
+        "-K", "--keep-orphans", action="store_true", help="nodes of a domain that is gone pass to domain 0 and stay"
+    )
     p.add_argument("-U", "--live-update", action="store_true", help="accepted, see the log")
     p.add_argument("-I", "--internal-db", nargs="?", const="on", help="accepted, see the log (older daemons)")
     p.add_argument("-R", "--no-recovery", action="store_true", help="accepted, see the log (older daemons)")
@@ -117,8 +128,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 _WITHOUT_EFFECT: Final = {
-    "timeout": "-w: nothing times out on a socket",
-    "keep_orphans": "-K: no domain comes or goes without a hypervisor",
     "live_update": "-U: this daemon restarts its own parts and takes no state stream",
     "internal_db": "-I: the store is always in memory",
     "no_recovery": "-R: the store is never on disk",
@@ -144,7 +153,9 @@ def parse(arguments: list[str], environment: dict[str, str]) -> Options:
         what, equals, value = word.partition("=")
         if what != "watch-event" or not equals:
             raise OptionError(f"{word!r}: expected watch-event=SECONDS")
-        _number(value)
+        options.event_seconds = _number(value)
+    options.keep_orphans = given.keep_orphans
+    options.simulated_xen = os.path.abspath(given.simulated_xen) if given.simulated_xen else None
     options.notes += [f"{note}; no effect" for name, note in _WITHOUT_EFFECT.items() if getattr(given, name)]
     options.trace_file = given.trace_file
     for word in given.trace_control:

@@ -104,7 +104,7 @@ class Harness:
         number = self.store.connect(domid)
         self.model.connect(number, domid, socket=domid == 0)
         if domid not in self.twin.domains.known:
-            self.twin.domains.add(domid)
+            self.twin.domains.learn(domid, domid).introduced = True
         self.twin.connect(Connection(number, -1, -1, domid, domid == 0, domid == 0))
         return number
 

@@ -192,14 +192,14 @@ class Tree:
 
     def rm(self, who: Who, request: Request) -> tuple[bytes, list[Happening]]:
         path = request.path
-        if path == b"/":
-            raise Refused("EINVAL")
         try:
             self.need(who, path, "w")
         except Refused as e:
             if e.name != "ENOENT" or parent_of(path) not in self.nodes:
                 raise
             return OK, []
+        if path == b"/":
+            raise Refused("EINVAL")
         told = [Happening(p, p != path, (self.acl(p), self.acl(parent_of(p)))) for p in (*self.below(path), path)]
         for each in told:
             del self.nodes[each.path]

@@ -82,7 +82,7 @@ def _outputs(record: Record | None, slots: dict[int, Slot]) -> tuple[int, int]:
         return 0, 0
     by_owner = {slot.owner: slot for slot in slots.values()}
     made = left = 0
-    for connection, position, _, pending in record.outputs:
+    for connection, position, _, pending, _ in record.outputs:
         to = by_owner.get(connection)
         if to is None or pending:
             continue

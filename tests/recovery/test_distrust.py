@@ -70,7 +70,7 @@ def true_record(view: BoxView) -> Fields:
     last = view.last_record()
     assert last is not None
     arguments = (0, b"/forged", b"by a record")
-    output = (last.connection, view.slot_of(last.connection).made, b"", False)
+    output = (last.connection, view.slot_of(last.connection).made, b"", False, 0)
     return [last.connection, last.head, effects.WRITE, arguments, "", last.generation + 1, (output,)]
 
 
@@ -110,7 +110,7 @@ def output(**change: object) -> Callable[[Fields], object]:
     """Replaces parts of the output."""
 
     def do(fields: Fields) -> None:
-        names = ("connection", "position", "data", "pending")
+        names = ("connection", "position", "data", "pending", "deadline")
         before = dict(zip(names, fields[6][0], strict=True))
         fields[6] = (tuple((before | change)[name] for name in names),)
 

@@ -14,6 +14,7 @@ from recovery_box.items import M32, PENDING_MAX, Connection
 from recovery_box.lanes import BestLane, Lane, output_made, prepare_slot
 from tests.model.support import examples
 from xenstore_logic.channels import Channel
+from xenstore_state.access import Subject
 from xenstore_state.records import Output
 
 
@@ -42,7 +43,7 @@ def small_pair() -> tuple[socket.socket, socket.socket]:
 
 def connection(fd: int) -> Connection:
     """The item."""
-    return Connection(1, 0, fd, 0, True, True)
+    return Connection(1, 0, fd, 0, True, True, subject=Subject(0, privileged=True))
 
 
 def channel(box: Box, fd: int) -> Channel:
@@ -94,7 +95,7 @@ class Life:
         self.last = output, self.head
         self.stream += data
         if dies != "before":
-            self.channel.carry_out(output, self.head)
+            self.channel.carry_out(output, self.head, (0, 0))
         if dies != "no":
             self.reborn()
         assert self.channel.lane.head == self.head
@@ -167,10 +168,10 @@ def test_the_peer_gets_every_reply_once_and_in_order_wherever_logic_dies(
 @given(st.integers(1, 2 * REGION_SIZE), st.booleans())
 def test_repeating_a_record_that_was_carried_out_changes_nothing(box: Box, size: int, consumed: bool) -> None:
     one = channel(box, -1)
-    one.carry_out(Output(1, 0, b"before", False), 5)
+    one.carry_out(Output(1, 0, b"before", False), 5, (0, 0))
     output = one.place(pattern(0, size))
     head = 15 if consumed else None
-    one.carry_out(output, head)
+    one.carry_out(output, head, (0, 0))
     before = (one.lane.head, one.lane.made, one.lane.sent, list(one.connection.pending.chunks))
     for _ in range(2):
         one.repeat(output, head)
@@ -206,7 +207,7 @@ def test_what_does_not_fit_waits_and_everything_later_waits_behind_it(box: Box) 
     ):
         output = one.place(data)
         assert output == Output(1, position, data, pending)
-        one.carry_out(output, None)
+        one.carry_out(output, None, (0, 0))
     assert one.end == 15004
     assert (one.lane.made, one.connection.pending.size) == (5000, 10004)
 
@@ -216,7 +217,7 @@ def test_a_peer_that_lets_too_much_pile_up_is_hung_up_on(box: Box) -> None:
     one = channel(box, -1)
     half = bytes(PENDING_MAX // 2)
     for _ in range(2):
-        one.carry_out(one.place(half), None)
+        one.carry_out(one.place(half), None, (0, 0))
     assert not one.connection.overflowed
     assert one.place(b"x") == Output(1, PENDING_MAX, b"", True)
     assert one.connection.overflowed
@@ -226,7 +227,7 @@ def test_a_peer_that_lets_too_much_pile_up_is_hung_up_on(box: Box) -> None:
 def test_pending_output_moves_as_far_as_there_is_room(box: Box, pair: tuple[socket.socket, socket.socket]) -> None:
     one = channel(box, pair[0].fileno())
     data = pattern(0, REGION_SIZE + 100)
-    one.carry_out(one.place(data), None)
+    one.carry_out(one.place(data), None, (0, 0))
     one.move_pending()
     assert (one.lane.made, one.lane.room, one.connection.pending.size) == (REGION_SIZE, 0, 100)
     one.move_pending()
@@ -242,7 +243,7 @@ def test_an_event_that_waits_unsent_is_not_queued_again(box: Box, pair: tuple[so
     event, other = b"event of sixteen", b"another event..."
     for data in (event, other):
         assert not one.is_queued(data, (one.end + len(data)) & M32)
-        one.carry_out(one.place(data), None)
+        one.carry_out(one.place(data), None, (0, 0))
     assert one.is_queued(event, one.end + 16)
     assert one.is_queued(other, one.end + 16)
     assert one.lane.send()

@@ -29,7 +29,7 @@ class World:
 
     def __init__(self) -> None:
         store = Store()
-        store.domains.add(5)
+        store.domains.learn(5, 5).introduced = True
         self.core = Core(store, HANDLERS)
         self.toolstack, self.guest = Connection(1, -1, -1, 0, True, True), Connection(2, -1, -1, 5, False, False)
         for connection in (self.toolstack, self.guest):

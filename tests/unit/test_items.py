@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recovery_box import items
-from recovery_box.items import M32, PENDING_MAX, Connection, ItemError, Items, PendingOutput, Table
+from recovery_box.items import Chunk, M32, PENDING_MAX, Connection, ItemError, Items, PendingOutput, Table
 from tests.model.support import examples
 
 # ---- tables
@@ -95,13 +95,13 @@ def test_pending_output_is_the_end_of_a_stream(start: int, steps: list[bytes | i
             moved = max(moved, min(moved + step, len(stream)))
             pending.trim((start + moved) & M32)
         left = stream[moved:]
-        assert b"".join(data for _, data in pending.chunks) == left
+        assert b"".join(chunk.data for chunk in pending.chunks) == left
         assert pending.size == len(left)
         assert pending.end == ((start + len(stream)) & M32 if left else None)
         position = start + moved
-        for at, data in pending.chunks:
-            assert at == position & M32
-            position += len(data)
+        for chunk in pending.chunks:
+            assert chunk.position == position & M32
+            position += len(chunk.data)
 
 
 def test_trimming_twice_or_to_an_older_position_changes_nothing() -> None:
@@ -109,10 +109,10 @@ def test_trimming_twice_or_to_an_older_position_changes_nothing() -> None:
     pending.append(100, b"abcdef")
     for made in (100, 60, 0):
         pending.trim(made)
-        assert list(pending.chunks) == [(100, b"abcdef")]
+        assert list(pending.chunks) == [Chunk(100, b"abcdef")]
     for _ in range(2):
         pending.trim(103)
-        assert list(pending.chunks) == [(103, b"def")]
+        assert list(pending.chunks) == [Chunk(103, b"def")]
         assert pending.size == 3
 
 
@@ -142,3 +142,21 @@ def test_pending_output_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     pending.trim(4)
     pending.append(10, b"y" * 4)
     assert pending.size == 10
+
+
+@examples(200)
+@given(st.lists(st.tuples(st.binary(min_size=1, max_size=9), st.integers(0, 6)), max_size=12), st.integers(1, 6))
+def test_expired_output_is_dropped_and_what_follows_moves_up(parts: list[tuple[bytes, int]], now: int) -> None:
+    """A deadline of 0 never comes."""
+    pending, start = PendingOutput(), M32 - 20
+    for data, deadline in parts:
+        pending.append(start if pending.end is None else pending.end, data, deadline)
+    dropped = pending.expire(now)
+    assert [chunk.data for chunk in dropped] == [data for data, deadline in parts if 0 < deadline <= now]
+    kept = [data for data, deadline in parts if not 0 < deadline <= now]
+    assert [chunk.data for chunk in pending.chunks] == kept
+    assert pending.size == sum(map(len, kept))
+    assert pending.end == ((start + pending.size) & M32 if kept else None)
+    for before, after in zip(list(pending.chunks), list(pending.chunks)[1:], strict=False):
+        assert after.position == (before.position + len(before.data)) & M32
+    assert pending.expire(now) == []

@@ -109,13 +109,8 @@ def test_several_quotas_at_once() -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ("-K",),
-        ("--keep-orphans",),
         ("-U",),
         ("--live-update",),
-        ("-w", "watch-event=20"),
-        ("--timeout", "watch-event=0"),
-        ("--timeout=watch-event=5",),
         ("--event", "3"),
         ("--master-domid", "0"),
         ("--priv-domid=0",),
@@ -132,6 +127,15 @@ def test_what_makes_no_sense_here_is_accepted_and_noted(words: tuple[str, ...]) 
     assert "no effect" in options.notes[0]
     options.notes.clear()
     assert options == Options()
+
+
+def test_orphans_event_timeout_and_a_simulated_xen_are_taken_over() -> None:
+    assert given_words() == Options()
+    assert given_words("-K").keep_orphans
+    assert given_words("--keep-orphans").keep_orphans
+    for words, seconds in ((("-w", "watch-event=0"), 0), (("--timeout=watch-event=5",), 5)):
+        assert given_words(*words).event_seconds == seconds
+    assert given_words("--simulated-xen", "/run/xen").simulated_xen == "/run/xen"
 
 
 @pytest.mark.parametrize("word", ["-H", "--help"])

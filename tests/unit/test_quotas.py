@@ -255,12 +255,13 @@ def test_names_of_children_count_for_their_parent() -> None:
     assert world.tries(WRITE, b"p/c\0") == OK
 
 
-def test_what_makes_a_node_smaller_is_always_allowed() -> None:
+def test_a_node_that_is_too_large_can_be_written_smaller_only_within_the_quota() -> None:
+    """Removing it, or what is below it, is always allowed."""
     world = World()
     assert world.tries(WRITE, b"a\0" + bytes(1000)) == OK
     world.limit("node-size", 100)
-    assert world.tries(WRITE, b"a\0" + bytes(999)) == OK
-    assert world.tries(WRITE, b"a\0" + bytes(1001)) == "ENOSPC"
+    assert world.tries(WRITE, b"a\0" + bytes(999)) == "ENOSPC"
+    assert world.tries(WRITE, b"a\0") == OK
 
 
 def test_a_size_refused_inside_a_transaction_dooms_it() -> None:
@@ -346,7 +347,7 @@ def test_a_lower_quota_takes_nothing_away() -> None:
 def state() -> tuple[Applier, Connection]:
     """State's side with a guest whose quotas are tight."""
     store = Store()
-    store.domains.add(5)
+    store.domains.learn(5, 5).introduced = True
     toolstack, guest = Connection(1, -1, -1, 0, True, True), Connection(2, -1, -1, 5, False, False)
     store.connect(toolstack)
     store.connect(guest)

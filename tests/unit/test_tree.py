@@ -101,11 +101,11 @@ class TreeMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), name=NAMES, value=VALUES, acl=ACLS)
     def add_child(self, data: st.DataObject, name: bytes, value: bytes, acl: Acl) -> None:
-        _, node, plain = self.pick(data)
+        path, node, plain = self.pick(data)
         if name in plain.children:
             return
         generation = self.next_generation()
-        child = self.tree.add_child(node, name, value, acl, generation)
+        child = self.tree.add_child(node, value, acl, generation, (*path, name))
         assert (child.value, child.acl, child.children) == (value, acl, None)
         plain.children[name] = Plain(value, acl, generation)
         plain.generation = generation
@@ -118,7 +118,7 @@ class TreeMachine(RuleBasedStateMachine):
         parent = self.tree.find(path[:-1])
         assert parent is not None
         generation = self.next_generation()
-        removed = self.tree.remove_child(parent, path[-1], generation)
+        removed = self.tree.remove_child(parent, generation, path)
         assert removed is node
         assert len(list(walk(removed))) == len(plain.paths())
         above = self.plain.find(path[:-1])
@@ -133,9 +133,9 @@ class TreeMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), acl=ACLS)
     def set_acl(self, data: st.DataObject, acl: Acl) -> None:
-        _, node, plain = self.pick(data)
+        path, node, plain = self.pick(data)
         plain.acl, plain.generation = acl, self.next_generation()
-        self.tree.set_acl(node, acl, plain.generation)
+        self.tree.set_acl(node, acl, plain.generation, path)
 
     @rule()
     def take_snapshot(self) -> None:
@@ -177,6 +177,23 @@ class TreeMachine(RuleBasedStateMachine):
     def every_open_snapshot_reads_its_copy(self) -> None:
         for snapshot, plain, _ in self.open:
             assert_reads(snapshot, plain)
+
+    @invariant()
+    def owners_are_charged_with_their_nodes(self) -> None:
+        memory: dict[int, int] = {}
+        for path in self.plain.paths():
+            node = self.plain.find(path)
+            size = 16 + 8 * len(node.acl) + len(node.value) + sum(len(name) + 1 for name in (*node.children, *path))
+            memory[node.acl[0][1]] = memory.get(node.acl[0][1], 0) + size
+        memory.pop(0, None)
+        assert self.tree.memory == memory
+
+    @invariant()
+    def nodes_that_name_a_domain_are_found_in_the_order_of_a_walk(self) -> None:
+        for domid in (5, 6):
+            naming = [path for path in self.plain.paths() if domid in {d for _, d in self.plain.find(path).acl}]
+            assert set(self.tree.naming(domid)) == set(naming)
+            assert self.tree.naming(domid) == sorted(naming, key=self.tree._place)
 
     def teardown(self) -> None:
         for snapshot, _, _ in self.open:
@@ -230,15 +247,15 @@ TestLosing.settings = examples(40, steps=25)
 def small_tree() -> tuple[Tree, Node]:
     """A root with children a, b and c; and b."""
     tree = Tree(((0, 0),))
-    nodes = [tree.add_child(tree.root, name, name, ((0, 0),), tree.generation + 1) for name in (b"a", b"b", b"c")]
+    nodes = [tree.add_child(tree.root, name, ((0, 0),), tree.generation + 1, (name,)) for name in (b"a", b"b", b"c")]
     return tree, nodes[1]
 
 
 def test_a_child_created_again_comes_last_and_rollback_puts_it_back() -> None:
     tree, b = small_tree()
     snapshot = tree.savepoint()
-    tree.remove_child(tree.root, b"b", 10)
-    tree.add_child(tree.root, b"b", b"new", ((0, 0),), 11)
+    tree.remove_child(tree.root, 10, (b"b",))
+    tree.add_child(tree.root, b"new", ((0, 0),), 11, (b"b",))
     assert list(tree.root.children or ()) == [b"a", b"c", b"b"]
     assert snapshot.children(tree.root) == [b"a", b"b", b"c"]
     assert snapshot.child(tree.root, b"b") is b
@@ -251,9 +268,9 @@ def test_a_child_created_again_comes_last_and_rollback_puts_it_back() -> None:
 def test_rollback_undoes_changes_below_a_node_that_was_removed_later() -> None:
     tree, b = small_tree()
     snapshot = tree.savepoint()
-    tree.add_child(b, b"deep", b"", ((0, 5),), 10)
+    tree.add_child(b, b"", ((0, 5),), 10, (b"b", b"deep"))
     tree.set_value(b, b"changed", 11)
-    tree.remove_child(tree.root, b"b", 12)
+    tree.remove_child(tree.root, 12, (b"b",))
     tree.rollback(snapshot)
     snapshot.close()
     assert (b.value, b.children, tree.owned) == (b"b", None, {0: 4})
@@ -287,7 +304,7 @@ def test_a_snapshot_survives_a_rollback_to_a_younger_one() -> None:
 def test_a_special_nodes_owner_has_no_node_counted_for_it() -> None:
     tree, _ = small_tree()
     special = tree.specials[b"@special"] = Node(b"", ((0, 0),), 1)
-    tree.set_acl(special, ((0, 5),), 20)
+    tree.set_acl(special, ((0, 5),), 20, (b"", b"@special"))
     assert tree.owned == {0: 4}
     assert special.acl == ((0, 5),)
 
@@ -312,19 +329,21 @@ def test_without_snapshots_a_change_notes_nothing() -> None:
 
 def test_removing_a_very_deep_subtree_does_not_recurse() -> None:
     tree, node = small_tree()
-    for generation in range(10, 20_000):
-        node = tree.add_child(node, b"x", b"", ((0, 7),), generation)
-    assert tree.owned[7] == 19_990
+    path: Parts = (b"b",)
+    for generation in range(10, 3_000):
+        path = (*path, b"x")
+        node = tree.add_child(node, b"", ((0, 7),), generation, path)
+    assert tree.owned[7] == 2_990
     snapshot = tree.savepoint()
-    tree.remove_child(tree.root, b"b", 30_000)
+    tree.remove_child(tree.root, 30_000, (b"b",))
     assert tree.owned == {0: 3}
     tree.rollback(snapshot)
-    assert tree.owned == {0: 4, 7: 19_990}
+    assert tree.owned == {0: 4, 7: 2_990}
     snapshot.close()
 
 
 def test_a_missing_child_cannot_be_removed() -> None:
     tree, b = small_tree()
     with pytest.raises(KeyError):
-        tree.remove_child(b, b"none", 10)
+        tree.remove_child(b, 10, (b"b", b"none"))
     assert tree.generation == 3

@@ -99,9 +99,9 @@ class TrieMachine(RuleBasedStateMachine):
         tree = Tree(((0, 0),))
         for parts in nodes:
             node = tree.root
-            for name in parts:
+            for depth, name in enumerate(parts, 1):
                 node = (node.children or {}).get(name) or tree.add_child(
-                    node, name, b"", ((0, 0),), tree.generation + 1
+                    node, b"", ((0, 0),), tree.generation + 1, parts[:depth]
                 )
         found = list(self.trie.below(where, tree.root, parents_first=parents_first))
         assert found == naive_below(self.all, where, tree.root, parents_first=parents_first)
@@ -205,8 +205,8 @@ def test_a_very_deep_removal_does_not_recurse() -> None:
     trie = WatchTrie()
     deep: Parts = parts
     for generation in range(1, 1500):
-        parent, node = node, tree.add_child(node, b"x", b"", ((0, 0),), generation)
         deep = (*deep, b"x")
+        parent, node = node, tree.add_child(node, b"", ((0, 0),), generation, deep)
     watch = make(path_of(deep))
     trie.add(watch)
     assert list(trie.below((), tree.root, parents_first=False)) == [(deep, node, parent, [watch])]

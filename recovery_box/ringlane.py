@@ -1,0 +1,115 @@
+"""Ring lanes: a lane whose peer is a ring page instead of a socket.
+
+The lane's positions in the box are the authority and equal the page's indices; the page's own are their published copy,
+which the peer can overwrite.  Bytes are copied first, then the box's word says so, then the page: after a death the next
+owner publishes again what the box says (`attach`), and nothing is taken twice, lost or torn.
+
+What is received stands in the input region at once, but counts as taken from the ring only when `release` says so: a peer
+whose requests must wait sees its ring fill up.  A peer that writes the daemon's indices, or its own to where they cannot
+be, gets `RingIndexError`.  Knows nothing of messages.
+"""
+
+from protocol.ring import REQ_CONS, RSP_PROD, RingIndexError, RingPage
+from recovery_box.box import REGION_SIZE, Box
+from recovery_box.lanes import M32, MASK, Lane
+
+
+class RingLane(Lane):
+    """One process's handle on the slot of a ring."""
+
+    __slots__ = ("_shown", "news", "page")
+
+    def __init__(self, box: Box, slot: int) -> None:
+        super().__init__(box, slot, -1)
+        self.page: RingPage | None = None
+        """None until the ring is mapped."""
+        self._shown: int | None = None
+        """Up to where the peer was told that its requests are taken; None: told by another process."""
+        self.news = False
+        """The peer has not been notified of the last changes."""
+
+    def begin(self, consumed: int, made: int) -> None:
+        """Makes the positions those of a ring that was in use.  Only before anything else knows of the slot."""
+        words = self._words
+        words[self._in_word] = consumed << 32
+        words[self._out_word] = made << 32
+        words[self._done_word] = consumed << 32 | made
+        self.fill = self.head = consumed
+        self.made = self.sent = made
+
+    def attach(self, page: RingPage) -> None:
+        """The ring is mapped; publishes what the box says of it."""
+        self.page = page
+        page.produced(self.sent)
+        self._shown = None
+        self.news = True
+
+    def receive(self) -> int:
+        """Receives what is there and fits.  Bytes received, -1 when there is nothing.  Raises `RingIndexError`."""
+        page, fill = self.page, self.fill
+        assert page is not None
+        count = page.unread(fill)
+        if self._shown is not None and page.words[REQ_CONS] != self._shown:
+            raise RingIndexError("the index of requests taken was overwritten")
+        room = REGION_SIZE - ((fill - self.head) & M32)
+        count = min(count, room)
+        if not count:
+            return -1
+        data = page.take(fill, count)
+        at = fill & MASK
+        start = self.in_offset
+        if at + count <= REGION_SIZE:
+            self._memory[start + at : start + at + count] = data
+        else:
+            first = REGION_SIZE - at
+            self._memory[start + at : start + REGION_SIZE] = data[:first]
+            self._memory[start : start + count - first] = data[first:]
+        fill = (fill + count) & M32
+        self._words[self._in_word] = fill << 32
+        self.fill = fill
+        return count
+
+    def release(self, *, waiting: bool) -> None:
+        """Gives the room of taken requests back; when some of them must wait, only that of those answered."""
+        page = self.page
+        position = self.head if waiting else self.fill
+        if page is not None and position != self._shown:
+            page.consumed(position)
+            self._shown = position
+            self.news = True
+
+    def skip(self, count: int) -> None:
+        """Takes `count` bytes from the ring that nobody will answer; the last thing that is done with it."""
+        if self.page is not None:
+            self.page.consumed((self.head + count) & M32)
+
+    def ring_room(self) -> int:
+        """Bytes that the ring itself can take at once, 0 while output waits for it.  Raises `RingIndexError`."""
+        page = self.page
+        return page.room(self.sent) if page is not None and self.made == self.sent else 0
+
+    def send(self) -> bool:
+        """Puts output into the ring.  True when all of it went; False when the peer must read first.
+
+        Raises `RingIndexError`.
+        """
+        page = self.page
+        assert page is not None
+        while True:
+            sent = self.sent
+            count = (self.made - sent) & M32
+            if not count:
+                return True
+            if page.words[RSP_PROD] != sent:
+                raise RingIndexError("the index of responses given was overwritten")
+            at = sent & MASK
+            count = min(count, page.room(sent), REGION_SIZE - at)
+            if not count:
+                return False
+            start = self.out_offset + at
+            page.give(sent, self._memory[start : start + count])
+            sent = (sent + count) & M32
+            self._words[self._out_word] = sent << 32
+            self.sent = sent
+            page.produced(sent)
+            self.news = True

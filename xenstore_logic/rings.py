@@ -1,0 +1,459 @@
+"""Rings: the part of the loop that is about domains' ring pages and event channels.
+
+An event says that a ring needs looking at: take its requests, serve them, put output in, notify once, unmask.  Taken events
+stand in the box until all that is done, so the next Logic does it again after a death.  A ring is mapped when this Logic
+first has to do with it, not before.
+
+What holds a guest back, and what becomes of what it does not read, is decided here too: outstanding requests, memory, write
+rate, and how long events wait (domain.c: domain_can_read and the wrl functions, core.c: check_event_timeout).
+"""
+
+import logging
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from protocol.errors import StoreError
+from protocol.ops import FEATURE_RECONNECTION, Op
+from protocol.ring import (
+    ERROR_COMM,
+    ERROR_RING_INDEX,
+    FEATURES,
+    REQ_CONS,
+    REQ_PROD,
+    RING_SIZE,
+    RSP_CONS,
+    RSP_PROD,
+    RingIndexError,
+    RingPage,
+)
+from protocol.wire import HEADER, HEADER_SIZE
+from recovery_box.box import EVENTS_AT, EVENTS_SIZE, W_RING, Box
+from recovery_box.items import Connection
+from recovery_box.lanes import M32
+from recovery_box.ringlane import RingLane
+from xenstore_logic import domains
+from xenstore_logic.channels import Channel
+from xenstore_logic.host import Later, XenHost
+from xenstore_state.domains import PRIVILEGED
+from xenstore_state.effects import CHANGES_TREE, COMMIT, EXPIRE, IGNORE, INTRODUCE
+from xenstore_state.quotas import QuotaExceeded
+from xenstore_state.records import Output
+from xenstore_state.registrar import NEWS, News
+
+if TYPE_CHECKING:
+    from xenstore_logic.loop import Loop
+
+log = logging.getLogger(__name__)
+
+EVENT_TIMEOUT: Final = "event-timeout"
+"""The daemon's setting for that: seconds, 0 for never."""
+EVENT_SECONDS: Final = 20
+"""How long an event may wait for a guest that does not read it, unless the daemon was told otherwise."""
+WRITE_RATE: Final = 200.0
+"""Writes a second by which all guests together may disturb others' transactions."""
+WRITE_BURST: Final = 10.0
+"""Writes that a guest may do at once."""
+HELD_SECONDS: Final = 0.05
+"""How often a guest that is held back for its memory is looked at again."""
+WARN_SECONDS: Final = 10.0
+SMALL_REPLY: Final = 16
+"""Bytes of payload up to which a reply is given whatever the memory quota says."""
+_ENOMEM: Final = StoreError("ENOMEM").payload
+_NO_EVENTS: Final = bytes(EVENTS_SIZE)
+
+# How far a ring's page has been made ready: `Lane.stage`.
+_RESET: Final = 1
+_IN_SERVICE: Final = 2
+
+
+class Credit:
+    """What a guest may still write while others have transactions open, and when that was last true."""
+
+    __slots__ = ("amount", "at")
+
+    def __init__(self) -> None:
+        self.amount = WRITE_BURST
+        self.at = time.monotonic()
+
+
+class Rings:
+    """The rings of one loop."""
+
+    def __init__(self, loop: "Loop", host: XenHost, box: Box) -> None:
+        self._loop = loop
+        self._core = loop.core
+        self._host = host
+        self._hypervisor = host.hypervisor
+        self._box = box
+        self._words = box.words.view
+        self._events = memoryview(box.memory)[EVENTS_AT : EVENTS_AT + EVENTS_SIZE]
+        self._by_port: dict[int, Channel] = {}
+        self.taken: list[int] = []
+        """Ports of events that are being dealt with in this turn."""
+        self._held: dict[Channel, float] = {}
+        """Guests that are held back, with when to look at them again."""
+        self._expiring: dict[Channel, int] = {}
+        """Guests for whom events wait, with when the first of those is to be dropped."""
+        self._credits: dict[Channel, Credit] = {}
+        self._warned: dict[tuple[int, str], float] = {}
+        self._shut_down = False
+        loop.rings = self
+
+    def listen(self) -> None:
+        """Begins to take events and news."""
+        self._loop.listen_to(self._hypervisor.event_fd, self._on_events)
+        self._loop.listen_to(self._host.hearing_fd, self._on_news)
+
+    # ---- connections
+
+    def add(self, connection: Connection) -> Channel:
+        """A ring to be served; it is mapped later."""
+        channel = Channel(connection, RingLane(self._box, connection.slot))
+        if connection.port:
+            self._by_port[connection.port] = channel
+        return channel
+
+    def open(self, channel: Channel) -> None:
+        """A connection has begun: the page is made ready, and the domain may go on."""
+        by, lane = channel.connection, channel.ring
+        assert lane is not None
+        page = self._host.page(by.domid)
+        if page is None:
+            return
+        domain = self._core.store.domains.known.find(by.domid)
+        if lane.stage < _RESET:
+            page.reset(domain.features)
+            lane.stage = _RESET
+        else:
+            page.words[FEATURES] = domain.features
+        page.accept()
+        lane.stage = _IN_SERVICE
+        lane.attach(page)
+        self._loop.look_at(channel)
+        self._kicked(channel)
+
+    def drop(self, channel: Channel) -> None:
+        """A connection has ended."""
+        by = channel.connection
+        if self._by_port.get(by.port) is channel:
+            del self._by_port[by.port]
+        for table in (self._held, self._expiring, self._credits):
+            table.pop(channel, None)
+        domain = self._core.store.domains.introduced(by.domid)
+        if domain is None or domain.error:
+            if domain is not None:
+                self._show_error(by.domid, domain.error)
+            self._host.unmap(by.domid)
+
+    def _show_error(self, domid: int, error: int) -> None:
+        page = self._host.page(domid)
+        if page is not None:
+            page.fail(error)
+
+    def fail(self, channel: Channel, error: int, why: str) -> None:
+        """A ring cannot be followed: it is not served any more, until it is introduced again."""
+        by = channel.connection
+        if by.closed:
+            return
+        log.warning("the ring of domain %d is ignored: %s", by.domid, why)
+        core = self._core
+        self._loop.for_the_house(partial(core.perform, IGNORE, core.store.house, by.domid, error))
+
+    def recover(self) -> None:
+        """Continues for a Logic that died."""
+        domains_known = self._core.store.domains.known
+        touched = self._words[W_RING] - 1
+        for connection in list(self._core.store.items.connections):
+            if connection.socket:
+                continue
+            channel = self._loop.channel(connection)
+            assert channel.ring is not None
+            for chunk in connection.pending.chunks:
+                if chunk.deadline:
+                    self._expiring.setdefault(channel, chunk.deadline)
+            if channel.ring.stage < _IN_SERVICE:
+                self.open(channel)
+            elif connection.slot == touched:
+                self._kicked(channel)
+        self._words[W_RING] = 0
+        for domain in domains_known:
+            if domain.error:
+                self._show_error(domain.domid, domain.error)
+                self._host.unmap(domain.domid)
+        self._deal()
+
+    # ---- events
+
+    def _on_events(self) -> None:
+        self._hypervisor.receive(self._events)
+        self._deal()
+
+    def _deal(self) -> None:
+        hypervisor = self._hypervisor
+        self.taken = hypervisor.ports(self._events)
+        for port in self.taken:
+            channel = self._by_port.get(port)
+            if channel is not None:
+                self._kicked(channel)
+            elif port == hypervisor.domain_port:
+                self._host.domains_changed()
+
+    def unmask(self) -> None:
+        """What the events of this turn stood for was looked at."""
+        self._hypervisor.unmask(self.taken)
+        self.taken = []
+        self._events[:] = _NO_EVENTS
+
+    def _mapped(self, channel: Channel) -> RingPage | None:
+        lane = channel.ring
+        assert lane is not None
+        if lane.page is None:
+            page = self._host.page(channel.connection.domid)
+            if page is None:
+                self.fail(channel, ERROR_COMM, "it cannot be mapped")
+                return None
+            lane.attach(page)
+        return lane.page
+
+    def _kicked(self, channel: Channel) -> None:
+        """A ring needs looking at."""
+        lane, page = channel.ring, self._mapped(channel)
+        if page is None or lane is None:
+            return
+        if page.wants_reconnection and self._reconnect(channel):
+            return
+        try:
+            lane.receive()
+        except RingIndexError as e:
+            self.fail(channel, ERROR_RING_INDEX, str(e))
+            return
+        self._loop.work(channel)
+        if not channel.connection.closed:
+            self._loop.mark(channel)
+
+    def _reconnect(self, channel: Channel) -> bool:
+        """The guest asks for a fresh connection; whether it may."""
+        core, domid = self._core, channel.connection.domid
+        domain = core.store.domains.introduced(domid)
+        if domain is None or not domain.features & FEATURE_RECONNECTION:
+            return False
+        try:
+            if self._host.renew(domid):
+                log.info("domain %d connects anew", domid)
+                self._loop.for_the_house(partial(core.perform, INTRODUCE, core.store.house, domid))
+        except Later as e:
+            self._loop.for_the_house(partial(domains.gone, core, e.domid))
+        return True
+
+    def send(self, channel: Channel) -> bool:
+        """Puts output into a ring and tells its guest what has changed; whether more requests may be served now."""
+        lane, by = channel.ring, channel.connection
+        if lane is None or self._mapped(channel) is None:
+            return False
+        words, before = self._words, lane.sent
+        words[W_RING] = by.slot + 1
+        try:
+            done = lane.send()
+            while done and by.pending.chunks:
+                moved = channel.move_pending()
+                self._loop.unlink(moved)
+                if not lane.unsent:
+                    break
+                done = lane.send()
+            lane.release(waiting=channel.waiting)
+        except RingIndexError as e:
+            words[W_RING] = 0
+            self.fail(channel, ERROR_RING_INDEX, str(e))
+            return False
+        if lane.news:
+            lane.news = False
+            self._hypervisor.notify(by.port)
+        words[W_RING] = 0
+        if channel.bound:
+            if done and not by.pending.chunks:
+                channel.replies.clear()
+                channel.queued.clear()
+            elif lane.sent != before:
+                channel.taken()
+        elif done:
+            channel.queued.clear()
+        return done or lane.sent != before
+
+    # ---- what holds a guest back
+
+    def may_go(self, channel: Channel) -> bool:
+        """Whether another request of a guest may be served now."""
+        by = channel.connection
+        quotas: dict[str, int] = by.subject.quotas
+        limit = quotas["outstanding"]
+        if limit and len(channel.replies) + len(channel.linked) >= limit:
+            channel.taken()
+            if len(channel.replies) + len(channel.linked) >= limit:
+                self._say(by.domid, "outstanding", "domain %d waits: %d requests outstanding", by.domid, limit)
+                return False
+        limit = quotas["memory"]
+        used = self._memory(channel)
+        if limit and used >= limit:
+            self._say(by.domid, "memory", "domain %d is not served: it uses %d of %d bytes", by.domid, used, limit)
+            self._held[channel] = time.monotonic() + HELD_SECONDS
+            return False
+        soft = quotas["soft-memory"]
+        if soft and used >= soft:
+            self._say(by.domid, "soft", "domain %d uses %d bytes, more than its soft quota of %d", by.domid, used, soft)
+        credit = self._credits.get(channel)
+        if credit is not None and not self._refill(credit):
+            self._say(by.domid, "rate", "domain %d writes too fast while others have transactions open", by.domid)
+            self._held[channel] = time.monotonic() - credit.amount / self._rate()
+            return False
+        return True
+
+    def _memory(self, channel: Channel) -> int:
+        return self._core.store.memory(channel.connection.subject) + channel.unread
+
+    def over_memory(self, channel: Channel, size: int) -> bool:
+        """Whether a guest's memory quota has no room for output of this size."""
+        limit = channel.connection.subject.quotas["memory"]
+        return bool(limit) and self._memory(channel) + size >= limit
+
+    def within_memory(self, channel: Channel, reply: bytes) -> bytes:
+        """The reply, or ENOMEM in its place if a guest's memory quota has no room for it."""
+        if len(reply) <= HEADER_SIZE + SMALL_REPLY or not self.over_memory(channel, len(reply)):
+            return reply
+        by = channel.connection
+        limit = by.subject.quotas["memory"]
+        self._core.refused(by, QuotaExceeded("ENOMEM", "memory", limit, self._memory(channel) + len(reply)))
+        _, req_id, tx_id, _ = HEADER.unpack_from(reply)
+        return HEADER.pack(Op.ERROR, req_id, tx_id, len(_ENOMEM)) + _ENOMEM
+
+    def charge(self, channel: Channel, kind: int, arguments: tuple[Any, ...]) -> None:
+        """A guest's write costs credit while others have transactions open: it may spoil them."""
+        open_ones = len(self._core.store.items.transactions) - len(channel.connection.transactions)
+        if open_ones <= 0 or not (kind == COMMIT or (kind in CHANGES_TREE and not arguments[0])):
+            return
+        credit = self._credits.setdefault(channel, Credit())
+        self._refill(credit)
+        credit.amount -= 1
+
+    def _rate(self) -> float:
+        return WRITE_RATE / max(1, len(self._by_port) - 1)
+
+    def _refill(self, credit: Credit) -> bool:
+        now = time.monotonic()
+        credit.amount = min(WRITE_BURST, credit.amount + (now - credit.at) * self._rate())
+        credit.at = now
+        return credit.amount >= 0
+
+    def _say(self, domid: int, what: str, text: str, *arguments: object) -> None:
+        """A warning, not more often than is of use."""
+        now = time.monotonic()
+        if now - self._warned.get((domid, what), -WARN_SECONDS) >= WARN_SECONDS:
+            self._warned[domid, what] = now
+            log.warning(text, *arguments)
+
+    # ---- the clock
+
+    @property
+    def timed(self) -> bool:
+        """Whether something waits for its time."""
+        return bool(self._held or self._expiring)
+
+    def wait(self, timeout: float) -> float:
+        """How long a turn may wait, in seconds: `timeout` (negative: for ever), or less."""
+        times = list(self._held.values())
+        if self._expiring:
+            times.append(min(self._expiring.values()) / 1000)
+        left = max(0.0, min(times) - time.monotonic())
+        return left if timeout < 0 else min(left, timeout)
+
+    def look_at_clock(self) -> None:
+        """Does what is due."""
+        now = time.monotonic()
+        for channel in [c for c, at in self._held.items() if at <= now]:
+            del self._held[channel]
+            self._loop.look_at(channel)
+        milliseconds = int(now * 1000)
+        for channel in [c for c, at in self._expiring.items() if at <= milliseconds]:
+            del self._expiring[channel]
+            self._expire(channel, milliseconds)
+
+    def deadline(self) -> int:
+        """When events made now are not wanted any more, in milliseconds of the monotonic clock; 0 for never."""
+        seconds = self._core.store.items.settings.get(EVENT_TIMEOUT)
+        seconds = seconds if isinstance(seconds, int) else EVENT_SECONDS
+        return int((time.monotonic() + seconds) * 1000) if seconds else 0
+
+    def has_to_wait(self, channel: Channel, output: Output) -> None:
+        """Output waits for a guest."""
+        if output.deadline:
+            self._expiring.setdefault(channel, output.deadline)
+
+    def _expire(self, channel: Channel, now: int) -> None:
+        """Drops events that a guest has not read in time."""
+        core, by = self._core, channel.connection
+        pending = by.pending
+        if by.closed:
+            return
+        pending.trim(channel.lane.made)
+        dropped = [chunk for chunk in pending.chunks if 0 < chunk.deadline <= now]
+        if dropped:
+            log.warning("domain %d has not read %d events in time: they are dropped", by.domid, len(dropped))
+            self._loop.for_the_house(partial(core.perform, EXPIRE, core.store.house, by.id, now))
+            self._host.synchronize()  # positions behind those dropped have moved, in State too, before anything is sent
+            channel.queued.clear()
+            self._loop.unlink(dropped)
+            self._loop.look_at(channel)
+        deadlines = [chunk.deadline for chunk in pending.chunks if chunk.deadline]
+        if deadlines:
+            self._expiring[channel] = min(deadlines)
+
+    # ---- news
+
+    def _on_news(self) -> None:
+        core, act = self._core, self._loop.for_the_house
+        appeared = False
+        while (message := self._host.hear()) is not None:
+            for kind, domid in NEWS.iter_unpack(message):
+                if kind == News.GONE:
+                    act(partial(domains.gone, core, domid))
+                elif kind == News.SHUTDOWN:
+                    act(partial(self._note_shutdown, domid))
+                elif kind == News.SCANNED and self._shut_down:
+                    self._shut_down = False
+                    act(partial(domains.scanned, core))
+                elif kind == News.APPEARED:
+                    appeared = True
+                    self._introduce(domid)
+        if appeared:
+            self._host.settled()
+
+    def _note_shutdown(self, domid: int) -> bool:
+        news = domains.shut_down(self._core, domid)
+        self._shut_down = self._shut_down or news
+        return news
+
+    def _introduce(self, domid: int) -> None:
+        """Introduces a domain that was there before the daemon, and continues where its ring is."""
+        core, hypervisor = self._core, self._hypervisor
+        try:
+            page = self._host.page(domid) if domid == PRIVILEGED or self._exists(domid) else None
+            port = hypervisor.xenbus_port() if domid == PRIVILEGED else page.event_port if page is not None else 0
+            if page is None or not port:
+                log.info("domain %d has no ring to be continued; it is served once it is introduced", domid)
+                self._host.unmap(domid)
+                return
+            self._host.offer(domid, port)
+        except (StoreError, Later, OSError) as e:
+            log.error("domain %d cannot be introduced: %r", domid, e)
+            return
+        words = page.words
+        consumed, made = words[REQ_CONS], words[RSP_PROD]
+        lane = RingLane(self._box, core.store.domains.offers[domid].slot)
+        if (words[REQ_PROD] - consumed) & M32 <= RING_SIZE and (made - words[RSP_CONS]) & M32 <= RING_SIZE:
+            lane.begin(consumed, made)
+            lane.stage = _RESET
+        self._loop.for_the_house(partial(domains.introduce_offered, core, core.store.house, domid))
+
+    def _exists(self, domid: int) -> bool:
+        domains.learn(self._core, domid)
+        return domid in self._core.store.domains.known

@@ -1,0 +1,220 @@
+"""The registrar: what State knows of domains from the hypervisor, and tells Logic.
+
+Logic never asks the hypervisor about a domain.  It asks State (`Question`), over the line; State has then applied everything
+Logic did before, so both learn at the same point of the same history.  Whatever State has made ready for Logic, such as a
+bound event channel, is an *offer*: a record takes it, and a new Logic that does the same request again gets the same one.
+
+State tells Logic (`News`) which domains have shut down or are gone.  A news item that dies with a Logic is told again: every
+new Logic is told all that has not been recorded.
+"""
+
+import enum
+import logging
+import struct
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from xenstore_state.domains import PRIVILEGED, Offer, can_exist
+from xenstore_state.hypervisor import DomainFacts, Hypervisor
+from xenstore_state.store import Store
+
+log = logging.getLogger(__name__)
+
+
+class Question(enum.IntEnum):
+    """What Logic may ask."""
+
+    LEARN = 1
+    """Make a domain known, if it exists."""
+    BIND = 2
+    """Bind a domain's event channel and offer its ring a connection."""
+    RENEW = 3
+    """Offer a ring another connection, on the event channel it has."""
+    SYNC = 4
+    """Nothing; that the answer comes says that everything recorded is applied."""
+    SCAN = 5
+    """Nothing; some domain has changed, so look for all that are gone or shut down."""
+    SETTLED = 6
+    """Nothing; domains that were there before the daemon have been introduced, as far as they can be."""
+
+
+class News(enum.IntEnum):
+    """What State tells."""
+
+    GONE = 1
+    SHUTDOWN = 2
+    SCANNED = 3
+    """The end of what one look at the domains has found."""
+    APPEARED = 4
+    """A domain that was there before the daemon: introduce it."""
+
+
+class Status(enum.IntEnum):
+    """How a question was answered."""
+
+    OK = 0
+    NO_SUCH_DOMAIN = 1
+    STALE = 2
+    """What is known by this domid is another domain, which is gone: deal with that first."""
+    REFUSED = 3
+    """There is no room for another connection."""
+
+
+class Answer(NamedTuple):
+    """An answer; zeros where it says nothing."""
+
+    status: int
+    unique_id: int = 0
+    connection: int = 0
+    slot: int = 0
+    port: int = 0
+    remote_port: int = 0
+
+
+QUESTION: Final = struct.Struct("=BII")
+"""Question, domid, remote port."""
+ANSWER: Final = struct.Struct("=BQQIII")
+NEWS: Final = struct.Struct("=BI")
+"""News, domid."""
+NEWS_MAX: Final = 512
+"""Items in one message."""
+
+
+class Registrar:
+    """State's side."""
+
+    def __init__(
+        self,
+        store: Store,
+        hypervisor: Hypervisor,
+        allocate: Callable[[int], tuple[int, int] | None],
+        free: Callable[[int], None],
+        tell: Callable[[bytes], None],
+    ) -> None:
+        """`allocate` gives (connection id, prepared slot) for a domid's ring, or None; `free` takes a slot back."""
+        self._store = store
+        self._hypervisor = hypervisor
+        self._allocate = allocate
+        self._free = free
+        self._tell = tell
+        self._bound: dict[int, tuple[int, int]] = {}
+        """(local port, remote port) by domid."""
+        self._to_introduce: set[int] = set()
+
+    def begin(self) -> None:
+        """At the start of the daemon: all domains that exist are to be introduced."""
+        self._to_introduce = {PRIVILEGED, *self._hypervisor.domains()}
+
+    # ---- questions
+
+    def answer(self, question: bytes) -> bytes:
+        """The answer to a question."""
+        kind, domid, remote_port = QUESTION.unpack(question)
+        if kind in {Question.SYNC, Question.SCAN, Question.SETTLED}:
+            if kind == Question.SCAN:
+                self.scan()
+            elif kind == Question.SETTLED:
+                self._to_introduce.clear()
+            return ANSWER.pack(*Answer(Status.OK))
+        status = self._learn(domid)
+        if status != Status.OK or kind == Question.LEARN:
+            domain = self._store.domains.known.get(domid)
+            return ANSWER.pack(*Answer(status, domain.unique_id if domain is not None else 0))
+        if kind == Question.BIND:
+            self._bind(domid, remote_port)
+        return ANSWER.pack(*self._offer(domid))
+
+    def _learn(self, domid: int) -> Status:
+        known = self._store.domains.known.get(domid)
+        if domid == PRIVILEGED:
+            return Status.OK
+        facts = self._facts(domid) if can_exist(domid) else None
+        if known is not None:
+            if facts is None or facts.unique_id != known.unique_id:
+                known.gone = True
+                return Status.STALE
+            return Status.OK
+        if facts is None:
+            return Status.NO_SUCH_DOMAIN
+        self._store.domains.learn(domid, facts.unique_id)
+        return Status.OK
+
+    def _facts(self, domid: int) -> DomainFacts | None:
+        try:
+            facts = self._hypervisor.domain(domid)
+        except OSError as e:
+            log.error("the hypervisor says nothing of domain %d: %s", domid, e)
+            return None
+        return facts if facts is not None and not facts.gone else None
+
+    def _bind(self, domid: int, remote_port: int) -> None:
+        offer = self._store.domains.offers.get(domid)
+        if offer is not None and offer.remote_port == remote_port and offer.port:
+            return  # of a Logic that died before it could take it
+        self._unbind(domid)
+        try:
+            self._bound[domid] = self._hypervisor.bind(domid, remote_port), remote_port
+        except OSError as e:
+            log.warning("event channel %d of domain %d cannot be bound: %s", remote_port, domid, e.strerror)
+
+    def _unbind(self, domid: int) -> None:
+        port, _ = self._bound.pop(domid, (0, 0))
+        if port:
+            self._hypervisor.unbind(port)
+
+    def _offer(self, domid: int) -> Answer:
+        offers = self._store.domains.offers
+        old = offers.pop(domid, None)
+        if old is not None:
+            self._free(old.slot)
+        given = self._allocate(domid)
+        if given is None:
+            return Answer(Status.REFUSED)
+        port, remote_port = self._bound.get(domid, (0, 0))
+        offers[domid] = offer = Offer(*given, port, remote_port)
+        domain = self._store.domains.known.find(domid)
+        return Answer(Status.OK, domain.unique_id, *offer)
+
+    # ---- what records say
+
+    def removed(self, domid: int) -> None:
+        """A domain is forgotten: so are its event channel, and an offer that nobody will take any more."""
+        self._unbind(domid)
+        offer = self._store.domains.offers.pop(domid, None)
+        if offer is not None:
+            self._free(offer.slot)
+
+    # ---- news
+
+    def scan(self) -> None:
+        """Tells what has become of domains since they were last recorded."""
+        try:
+            existing = self._hypervisor.domains()
+        except OSError as e:
+            log.error("the hypervisor cannot be asked about domains: %s", e)
+            return
+        news: list[tuple[int, int]] = []
+        for domain in self._store.domains.known:
+            if domain.domid == PRIVILEGED:
+                continue
+            facts = existing.get(domain.domid)
+            if facts is None or facts.gone or facts.unique_id != domain.unique_id:
+                domain.gone = True
+                news.append((News.GONE, domain.domid))
+            elif facts.shutdown and not domain.shutdown and domain.introduced:
+                news.append((News.SHUTDOWN, domain.domid))
+        if news:
+            self._send([*news, (News.SCANNED, 0)])
+
+    def tell_all(self) -> None:
+        """To be called for a new Logic: everything that has not been recorded."""
+        self._send([(News.APPEARED, domid) for domid in sorted(self._to_introduce) if not self._has_ring(domid)])
+        self.scan()
+
+    def _has_ring(self, domid: int) -> bool:
+        domain = self._store.domains.introduced(domid)
+        return domain is not None and (domain.connection is not None or bool(domain.error))
+
+    def _send(self, news: list[tuple[int, int]]) -> None:
+        for start in range(0, len(news), NEWS_MAX):
+            self._tell(b"".join(NEWS.pack(*item) for item in news[start : start + NEWS_MAX]))

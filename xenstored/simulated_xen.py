@@ -1,0 +1,145 @@
+"""A simulated Xen: a directory in which emulated domains leave what a hypervisor would know of them.
+
+    domains/<N>              domain N exists.  Its text: empty (running), "shutdown", "crashed" or "dying".  0 always exists
+    dom<N>.ring              its ring page, 4096 bytes, mapped by both sides
+    dom0.port                the remote port of domain 0's ring as decimal text
+    evtchn.sock              datagram socket bound here; messages are two u32: a domain and its port ("look at my ring"), or
+                             0xffffffff and 3 (a domain has changed)
+    g<domid>.<port>.sock     datagram socket of a domain; it gets the same eight bytes when it is notified
+
+The same directory drives Debian's daemons under the tests' shim.  Not simulated: masking of events, grant references.
+"""
+
+import mmap
+import os
+import socket
+import struct
+from typing import Final
+
+from xenstore_state.hypervisor import PAGE_SIZE, DomainFacts
+
+_EVENT: Final = struct.Struct("=II")
+_VIRQ_SENDER: Final = 0xFFFFFFFF
+_VIRQ_DOM_EXC: Final = 3
+_DOMAIN_PORT: Final = 1
+_EVENTS_AT_ONCE: Final = 64
+
+
+class SimulatedXen:
+    """Implements `xenstore_state.hypervisor.Hypervisor`."""
+
+    def __init__(self, directory: str) -> None:
+        """Raises OSError when it is not such a directory, or may not be written."""
+        self._directory = directory
+        self._domains = os.path.join(directory, "domains")
+        os.makedirs(self._domains, exist_ok=True)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        path = os.path.join(directory, "evtchn.sock")
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+        self._socket.bind(path)
+        self.event_fd = self._socket.fileno()
+        self.domain_port = _DOMAIN_PORT
+        self._ports: dict[int, tuple[int, int]] = {}
+        self._by_event: dict[tuple[int, int], int] = {(_VIRQ_SENDER, _VIRQ_DOM_EXC): _DOMAIN_PORT}
+        self._addresses: dict[int, tuple[bytes, str]] = {}
+        self._next_port = _DOMAIN_PORT + 1
+        self._maps: dict[int, mmap.mmap] = {}
+
+    # ---- State's half
+
+    def domains(self) -> dict[int, DomainFacts]:
+        """All domains that exist."""
+        found = (self.domain(int(name)) for name in os.listdir(self._domains) if name.isdecimal())
+        return {facts.domid: facts for facts in found if facts is not None}
+
+    def domain(self, domid: int) -> DomainFacts | None:
+        """One domain, if it exists; its file's inode is what tells it from another of this domid."""
+        try:
+            with open(os.path.join(self._domains, str(domid)), encoding="ascii", errors="replace") as f:
+                text, unique_id = f.read(), os.fstat(f.fileno()).st_ino
+        except FileNotFoundError:
+            return DomainFacts(0, 1, shutdown=False, gone=False) if domid == 0 else None
+        return DomainFacts(domid, unique_id, shutdown=text in {"shutdown", "crashed"}, gone=False)
+
+    def xenbus_port(self) -> int:
+        """The remote port of domain 0's ring."""
+        try:
+            with open(os.path.join(self._directory, "dom0.port"), encoding="ascii") as f:
+                return int(f.read())
+        except (FileNotFoundError, ValueError):
+            return 0
+
+    def bind(self, domid: int, remote_port: int) -> int:
+        """Binds an event channel."""
+        port = self._next_port
+        self._next_port += 1
+        self.know_port(port, domid, remote_port)
+        return port
+
+    def unbind(self, port: int) -> None:
+        """Gives a port up."""
+        event = self._ports.pop(port, None)
+        if event is not None and self._by_event.get(event) == port:
+            del self._by_event[event]
+        self._addresses.pop(port, None)
+
+    def before_fork(self) -> None:
+        """Nothing that a dead Logic had mapped is left."""
+
+    # ---- Logic's half
+
+    def in_logic(self) -> None:
+        """A directory gives nobody less than another."""
+
+    def know_port(self, port: int, domid: int, remote_port: int) -> None:
+        """A port that is bound."""
+        self._ports[port] = domid, remote_port
+        self._by_event[domid, remote_port] = port
+        address = os.path.join(self._directory, f"g{domid}.{remote_port}.sock")
+        self._addresses[port] = _EVENT.pack(domid, remote_port), address
+
+    def map_ring(self, domid: int) -> memoryview:
+        """A domain's ring page."""
+        if self.domain(domid) is None:
+            raise FileNotFoundError(f"there is no domain {domid}")
+        with open(os.path.join(self._directory, f"dom{domid}.ring"), "r+b") as f:
+            if os.fstat(f.fileno()).st_size < PAGE_SIZE:
+                raise OSError(f"the ring of domain {domid} is no page")
+            self._maps[domid] = mmap.mmap(f.fileno(), PAGE_SIZE)
+        return memoryview(self._maps[domid])
+
+    def unmap_ring(self, domid: int) -> None:
+        """Lets go of a page."""
+        page = self._maps.pop(domid, None)
+        if page is not None:
+            try:
+                page.close()
+            except BufferError:
+                pass  # the view that map_ring returned is released with its last user
+
+    def receive(self, into: memoryview) -> None:
+        """Takes one event: others make the descriptor readable again."""
+        try:
+            os.readv(self.event_fd, [into[: _EVENT.size]])
+        except BlockingIOError:
+            pass
+
+    def ports(self, received: memoryview) -> list[int]:
+        """The port that was taken."""
+        port = self._by_event.get(_EVENT.unpack_from(received))
+        return [port] if port is not None else []
+
+    def unmask(self, ports: list[int]) -> None:
+        """Nothing is masked here."""
+
+    def notify(self, port: int) -> None:
+        """Sends an event; a domain whose socket is full, or gone, has all it needs to look."""
+        event, address = self._addresses[port]
+        try:
+            self._socket.sendto(event, address)
+        except OSError:
+            pass
