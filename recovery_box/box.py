@@ -132,6 +132,10 @@ class Box:
             self._allocate(SLOTS_AT + last * SLOT_SIZE)
         return offset
 
+    def slot_word(self, slot: int) -> int:
+        """Index of the first word of an allocated slot."""
+        return (SLOTS_AT + slot * SLOT_SIZE) // 8
+
     def unlink(self) -> None:
         """Removes the file's name.  Whoever has it mapped goes on."""
         try:

@@ -74,6 +74,18 @@ def input_consumed(box: Box, slot: int) -> int:
     return box.words[box.ensure_slot(slot) // 8 + _DONE] >> 32
 
 
+def is_idle(box: Box, slot: int) -> bool:
+    """Whether a slot's lane has nothing left to do: all input consumed, all output sent.  Cheaper than a `Lane`."""
+    words, i = box.words.view, box.slot_word(slot)
+    received, sent, done = words[i + _IN_HEADER + _BYTES], words[i + _OUT_HEADER + _BYTES], words[i + _DONE]
+    return ((received >> 32) + received) & M32 == done >> 32 and ((sent >> 32) + sent - done) & M32 == 0
+
+
+def stage_of(box: Box, slot: int) -> int:
+    """`Lane.stage` of a slot."""
+    return box.words[box.slot_word(slot) + _STAGE]
+
+
 class Lane:
     """One process's handle on a slot.  Made anew after each death: everything it knows is read from the shared words."""
 

@@ -62,16 +62,16 @@ class XenHost:
 
     def offer(self, domid: int, remote_port: int) -> None:
         """Readies what an introduction needs: the mapped ring and an offer in the store.  Raises EINVAL or ENOMEM."""
-        if self._ask(Question.LEARN, domid).status != Status.OK:
-            raise EINVAL
         domain = self._store.domains.introduced(domid)
         page = self.page(domid)
         if page is None:
             raise EINVAL
         answer = self._ask(Question.BIND, domid, page.event_port or remote_port)
-        if answer.status != Status.OK:
+        if answer.status == Status.REFUSED:
             raise StoreError("ENOMEM")
-        if not answer.port and domain is None:
+        if answer.status != Status.OK or (not answer.port and domain is None):
+            if domain is None:
+                self.unmap(domid)
             raise EINVAL
 
     @property
@@ -104,7 +104,7 @@ class XenHost:
         if answer.status == Status.STALE:
             raise Later(domid)
         domains = self._store.domains
-        if question == Question.LEARN and answer.status == Status.OK and domid not in domains.known:
+        if answer.unique_id and answer.status == Status.OK and domid not in domains.known:
             domains.learn(domid, answer.unique_id)
         if answer.connection:
             domains.offers[domid] = Offer(answer.connection, answer.slot, answer.port, answer.remote_port)

@@ -25,7 +25,7 @@ from recovery_box.box import REGION_SIZE, W_ACTIVE, W_ASLEEP, Box
 from recovery_box.custody import shut_down
 from recovery_box.items import Chunk, Connection
 from recovery_box.journal import Producer
-from recovery_box.lanes import M32, BestLane
+from recovery_box.lanes import M32, BestLane, is_idle
 from xenstore_logic import domains
 from xenstore_logic.channels import Channel
 from xenstore_logic.core import Core, Performed
@@ -43,6 +43,7 @@ BATCH: Final = 64
 _IN: Final = select.EPOLLIN
 _OUT: Final = select.EPOLLOUT
 _GONE: Final = select.EPOLLHUP | select.EPOLLERR
+DOES_NOT_READ: Final = "does not read what it is sent"
 _CROWDED: Final = REGION_SIZE - MESSAGE_MAX
 """With more unsent output than this, the next reply might not fit."""
 _EIO: Final = StoreError("EIO").payload
@@ -62,6 +63,8 @@ class Loop:
         self._channels: dict[int, Channel] = {}
         """By connection id."""
         self._by_fd: dict[int, Channel] = {}
+        self._sleeping: dict[int, Connection] = {}
+        """Sockets, by descriptor, for which there was nothing to do yet."""
         self._others: dict[int, Callable[[], None]] = {}
         self._ready: dict[Channel, None] = {}
         """Channels with whole requests left over from their last turn."""
@@ -89,19 +92,32 @@ class Loop:
             self._epoll.unregister(fd)
 
     def add(self, connection: Connection) -> Channel:
-        """A connection to be served: a new one, or one inherited, which goes on where it was."""
-        if not connection.socket:
-            assert self.rings is not None
-            channel = self._channels[connection.id] = self.rings.add(connection)
-            return channel
-        channel = Channel(connection, BestLane(self._box, connection.slot, connection.fd))
-        self._channels[connection.id] = channel
-        self._by_fd[connection.fd] = channel
-        channel.interest = _IN
+        """A new connection to be served."""
+        if connection.socket:
+            self._listen(connection)
+        return self.channel(connection)
+
+    def _listen(self, connection: Connection) -> None:
+        self._sleeping[connection.fd] = connection
         try:
             self._epoll.register(connection.fd, _IN)
         except FileExistsError:
             self._epoll.modify(connection.fd, _IN)
+
+    def channel(self, connection: Connection) -> Channel:
+        """The channel of a connection that is served.  One inherited gets it when there is something to do for it."""
+        channel = self._channels.get(connection.id)
+        if channel is not None:
+            return channel
+        if connection.socket:
+            channel = Channel(connection, BestLane(self._box, connection.slot, connection.fd))
+            channel.interest = _IN
+            self._by_fd[connection.fd] = channel
+            self._sleeping.pop(connection.fd, None)
+        else:
+            assert self.rings is not None
+            channel = self.rings.add(connection)
+        self._channels[connection.id] = channel
         return channel
 
     def welcome(self, connection: Connection) -> None:
@@ -109,32 +125,42 @@ class Loop:
         self._serve(self.add(connection), _IN)
 
     def recover(self, last: Record | None) -> None:
-        """Continues for a Logic that died: finishes the last published record, then looks at every connection once."""
-        for connection in self.core.store.items.connections:
-            self.add(connection)
+        """Continues for a Logic that died: finishes the last published record, then whatever else was begun."""
+        box, rings, connections = self._box, self.rings, self.core.store.items.connections
+        unfinished = []
+        for connection in connections:
+            if connection.socket:
+                self._listen(connection)
+            elif rings is not None:
+                rings.inherit(connection)
+            if connection.pending.chunks or connection.overflowed or not is_idle(box, connection.slot):
+                unfinished.append(connection)
         for output in map(Output._make, last.outputs if last is not None else ()):
-            to = self._channels.get(output.connection)
+            to = connections.get(output.connection)
             if to is not None and last is not None:
-                to.repeat(output, last.head if output.connection == last.connection else None)
-        for channel in list(self._channels.values()):
-            lane = channel.lane
-            for chunk in channel.connection.pending.chunks:
-                self._link(chunk.cause, 1)
-            if lane.unsent > REGION_SIZE or (lane.fill - lane.head) & M32 > REGION_SIZE:
-                log.error("connection %d: its positions cannot be true; it was closed", channel.connection.id)
-                self.close(channel)
-                continue
-            if channel.connection.overflowed:
-                self._hang_up(channel)
-                continue
-            if channel.connection.pending.chunks and channel.ring is None:
-                channel.move_pending()
-            if channel.lane.unsent or channel.connection.pending.chunks:
-                self._dirty[channel] = None
-            if channel.lane.fill != channel.lane.head:
-                self._ready[channel] = None
-        if self.rings is not None:
-            self.rings.recover()
+                self.channel(to).repeat(output, last.head if output.connection == last.connection else None)
+                self._dirty[self.channel(to)] = None
+        for connection in unfinished:
+            self._continue(self.channel(connection))
+        if rings is not None:
+            rings.recover()
+
+    def _continue(self, channel: Channel) -> None:
+        lane, by = channel.lane, channel.connection
+        for chunk in by.pending.chunks:
+            self._link(chunk.cause, 1)
+        if lane.unsent > REGION_SIZE or (lane.fill - lane.head) & M32 > REGION_SIZE:
+            self._hang_up(channel, "has positions that cannot be true")
+            return
+        if by.overflowed:
+            self._hang_up(channel, DOES_NOT_READ)
+            return
+        if by.pending.chunks and channel.ring is None:
+            channel.move_pending()
+        if lane.unsent or by.pending.chunks:
+            self._dirty[channel] = None
+        if lane.fill != lane.head:
+            self._ready[channel] = None
 
     # ---- turning
 
@@ -154,6 +180,8 @@ class Loop:
             timeout = rings.wait(timeout)
         for fd, mask in self._epoll.poll(timeout, BATCH):
             channel = by_fd.get(fd)
+            if channel is None and fd in self._sleeping:
+                channel = self.channel(self._sleeping[fd])
             if channel is not None:
                 if mask == _IN and channel.lane.receive() > 0:
                     self.work(channel)
@@ -312,7 +340,7 @@ class Loop:
         for output in outputs:
             to = channels[output.connection]
             if to.connection.overflowed:
-                self._hang_up(to)
+                self._hang_up(to, DOES_NOT_READ)
         if kind in CHANGES_CONNECTIONS:
             self._follow()
 
@@ -343,15 +371,11 @@ class Loop:
             if channel is not None:
                 self._dirty.pop(channel, None)
                 self._ready.pop(channel, None)
-                rings.drop(channel)
+            rings.drop(connection, channel)
         store.closed.clear()
         for connection in store.opened:
             rings.open(self.add(connection))
         store.opened.clear()
-
-    def channel(self, connection: Connection) -> Channel:
-        """The channel of a connection that is served."""
-        return self._channels[connection.id]
 
     def mark(self, channel: Channel) -> None:
         """Has a channel's output sent in this turn."""
@@ -362,11 +386,11 @@ class Loop:
         self._ready[channel] = None
         self._dirty[channel] = None
 
-    def _hang_up(self, channel: Channel) -> None:
+    def _hang_up(self, channel: Channel, why: str) -> None:
         if channel.ring is not None and self.rings is not None:
-            self.rings.fail(channel, ERROR_COMM, "it does not read what it is sent")
+            self.rings.fail(channel, ERROR_COMM, why)
             return
-        log.warning("connection %d does not read what it is sent and was closed", channel.connection.id)
+        log.warning("connection %d %s and was closed", channel.connection.id, why)
         self.close(channel)
 
     def _place(self, channel: Channel | None, reply: bytes) -> list[Output]:
@@ -385,13 +409,11 @@ class Loop:
             made.setdefault(to, []).append(message)
 
         for connection, event in core.events:
-            to = channels.get(connection.id)
-            if to is not None:
-                put(to, event, True)
+            put(channels.get(connection.id) or self.channel(connection), event, True)
         if channel is not None:
             put(channel, reply, False)
         for connection, event in core.late_events:
-            put(channels[connection.id], event, True)
+            put(self.channel(connection), event, True)
         core.events.clear()
         core.late_events.clear()
         deadline = rings.deadline() if rings is not None else 0

@@ -30,7 +30,7 @@ from protocol.ring import (
 from protocol.wire import HEADER, HEADER_SIZE
 from recovery_box.box import EVENTS_AT, EVENTS_SIZE, W_RING, Box
 from recovery_box.items import Connection
-from recovery_box.lanes import M32
+from recovery_box.lanes import M32, stage_of
 from recovery_box.ringlane import RingLane
 from xenstore_logic import domains
 from xenstore_logic.channels import Channel
@@ -89,6 +89,11 @@ class Rings:
         self._words = box.words.view
         self._events = memoryview(box.memory)[EVENTS_AT : EVENTS_AT + EVENTS_SIZE]
         self._by_port: dict[int, Channel] = {}
+        self._sleeping: dict[int, Connection] = {}
+        """Rings, by port, for which there was nothing to do yet."""
+        self._touched = self._words[W_RING]
+        self._interrupted: list[Connection] = []
+        """Rings in whose page the last Logic was writing when it died."""
         self.taken: list[int] = []
         """Ports of events that are being dealt with in this turn."""
         self._held: dict[Channel, float] = {}
@@ -110,8 +115,12 @@ class Rings:
     def add(self, connection: Connection) -> Channel:
         """A ring to be served; it is mapped later."""
         channel = Channel(connection, RingLane(self._box, connection.slot))
+        self._sleeping.pop(connection.port, None)
         if connection.port:
             self._by_port[connection.port] = channel
+        for chunk in connection.pending.chunks:
+            if chunk.deadline:
+                self._expiring.setdefault(channel, chunk.deadline)
         return channel
 
     def open(self, channel: Channel) -> None:
@@ -133,13 +142,21 @@ class Rings:
         self._loop.look_at(channel)
         self._kicked(channel)
 
-    def drop(self, channel: Channel) -> None:
+    def inherit(self, connection: Connection) -> None:
+        """A ring that was served by another Logic."""
+        self._sleeping[connection.port] = connection
+        if connection.slot + 1 == self._touched or stage_of(self._box, connection.slot) < _IN_SERVICE:
+            self._interrupted.append(connection)
+
+    def drop(self, by: Connection, channel: Channel | None) -> None:
         """A connection has ended."""
-        by = channel.connection
-        if self._by_port.get(by.port) is channel:
-            del self._by_port[by.port]
-        for table in (self._held, self._expiring, self._credits):
-            table.pop(channel, None)
+        if channel is not None:
+            if self._by_port.get(by.port) is channel:
+                del self._by_port[by.port]
+            for table in (self._held, self._expiring, self._credits):
+                table.pop(channel, None)
+        elif self._sleeping.get(by.port) is by:
+            del self._sleeping[by.port]
         domain = self._core.store.domains.introduced(by.domid)
         if domain is None or domain.error:
             if domain is not None:
@@ -162,22 +179,15 @@ class Rings:
 
     def recover(self) -> None:
         """Continues for a Logic that died."""
-        domains_known = self._core.store.domains.known
-        touched = self._words[W_RING] - 1
-        for connection in list(self._core.store.items.connections):
-            if connection.socket:
-                continue
+        for connection in self._interrupted:
             channel = self._loop.channel(connection)
-            assert channel.ring is not None
-            for chunk in connection.pending.chunks:
-                if chunk.deadline:
-                    self._expiring.setdefault(channel, chunk.deadline)
-            if channel.ring.stage < _IN_SERVICE:
+            if channel.ring is not None and channel.ring.stage < _IN_SERVICE:
                 self.open(channel)
-            elif connection.slot == touched:
+            else:
                 self._kicked(channel)
+        self._interrupted.clear()
         self._words[W_RING] = 0
-        for domain in domains_known:
+        for domain in self._core.store.domains.known:
             if domain.error:
                 self._show_error(domain.domid, domain.error)
                 self._host.unmap(domain.domid)
@@ -196,6 +206,8 @@ class Rings:
             channel = self._by_port.get(port)
             if channel is not None:
                 self._kicked(channel)
+            elif port in self._sleeping:
+                self._kicked(self._loop.channel(self._sleeping[port]))
             elif port == hypervisor.domain_port:
                 self._host.domains_changed()
 
@@ -336,7 +348,7 @@ class Rings:
         credit.amount -= 1
 
     def _rate(self) -> float:
-        return WRITE_RATE / max(1, len(self._by_port) - 1)
+        return WRITE_RATE / max(1, len(self._by_port) + len(self._sleeping) - 1)
 
     def _refill(self, credit: Credit) -> bool:
         now = time.monotonic()

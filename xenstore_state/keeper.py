@@ -153,6 +153,7 @@ class Keeper:
         if self._registrar is not None:
             self._registrar.begin()
         self._fork()
+        self._tell_all()
         ready()
         custody.reserve_low_numbers(self._first_number)
         quiet = 0
@@ -270,8 +271,6 @@ class Keeper:
         self._logic_fd = os.pidfd_open(self._logic_pid)
         self._epoll.register(self._logic_fd, select.EPOLLIN)
         self._write_pid()
-        if self._registrar is not None:
-            self._registrar.tell_all()
 
     def _be_logic(self, inheritance: Inheritance) -> None:
         status = 1
@@ -345,6 +344,7 @@ class Keeper:
         log.warning(
             "Logic %d %s after %.3f s; %d took over in %.1f ms", pid, cause, died - started, self._logic_pid, took
         )
+        self._tell_all()
 
     def _count_try(self, number: int) -> None:
         """The request at hand, if its handler had started and it was not answered, has been tried once more."""
@@ -430,6 +430,10 @@ class Keeper:
             self._resume()
 
     # ---- domains
+
+    def _tell_all(self) -> None:
+        if self._registrar is not None:
+            self._registrar.tell_all()
 
     def _answer(self) -> None:
         """Answers Logic, which waits.  It has recorded all it did before it asked."""

@@ -22,7 +22,13 @@ _EVENT: Final = struct.Struct("=II")
 _VIRQ_SENDER: Final = 0xFFFFFFFF
 _VIRQ_DOM_EXC: Final = 3
 _DOMAIN_PORT: Final = 1
-_EVENTS_AT_ONCE: Final = 64
+
+
+def _running(domid: int, unique_id: int) -> DomainFacts:
+    return DomainFacts(domid, unique_id, shutdown=False, gone=False)
+
+
+_DOMAIN_0: Final = _running(0, 1)
 
 
 class SimulatedXen:
@@ -53,17 +59,24 @@ class SimulatedXen:
 
     def domains(self) -> dict[int, DomainFacts]:
         """All domains that exist."""
-        found = (self.domain(int(name)) for name in os.listdir(self._domains) if name.isdecimal())
-        return {facts.domid: facts for facts in found if facts is not None}
+        found = {0: _DOMAIN_0}
+        with os.scandir(self._domains) as entries:
+            for entry in entries:
+                if entry.name.isdecimal():
+                    domid = int(entry.name)
+                    facts = self.domain(domid) if entry.stat().st_size else _running(domid, entry.inode())
+                    if facts is not None:
+                        found[domid] = facts
+        return found
 
     def domain(self, domid: int) -> DomainFacts | None:
         """One domain, if it exists; its file's inode is what tells it from another of this domid."""
         try:
             with open(os.path.join(self._domains, str(domid)), encoding="ascii", errors="replace") as f:
-                text, unique_id = f.read(), os.fstat(f.fileno()).st_ino
+                shutdown = f.read() in {"shutdown", "crashed"}
+                return _running(domid, os.fstat(f.fileno()).st_ino)._replace(shutdown=shutdown)
         except FileNotFoundError:
-            return DomainFacts(0, 1, shutdown=False, gone=False) if domid == 0 else None
-        return DomainFacts(domid, unique_id, shutdown=text in {"shutdown", "crashed"}, gone=False)
+            return _DOMAIN_0 if domid == 0 else None
 
     def xenbus_port(self) -> int:
         """The remote port of domain 0's ring."""
