@@ -85,7 +85,7 @@ def is_exhaustion(error: OSError) -> bool:
 
 
 def lowered(end: socket.socket) -> socket.socket:
-    """In a fresh worker: the same socket under a low number, which connections never have."""
+    """The same socket under the lowest free number: connections must not find one, nor meet this one's."""
     low = socket.socket(fileno=fcntl.fcntl(end.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))
     end.close()
     return low
@@ -112,11 +112,12 @@ class Handover:
     def in_keeper(self) -> None:
         """To be called in the keeper after the fork."""
         self._worker.close()
+        self._keeper = lowered(self._keeper)
 
     def in_worker(self) -> None:
         """To be called in the worker after the fork.
 
-        The worker's end moves to a low number: in the keeper its number is free from now on, for a connection.
+        The worker's end moves to a low number: in the keeper its old one is free from now on, for a connection.
         """
         self._keeper.close()
         self._worker = lowered(self._worker)

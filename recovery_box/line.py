@@ -41,6 +41,8 @@ class Line:
         """To be called in the keeper after the fork."""
         self._worker_asks.close()
         self._worker_hears.close()
+        self._keeper_answers = lowered(self._keeper_answers)
+        self._keeper_tells = lowered(self._keeper_tells)
 
     def answer(self, reply: Callable[[bytes], bytes]) -> bool:
         """Answers one question with what `reply` makes of it; whether there was one."""

@@ -1,7 +1,8 @@
 """Starting and stopping the three daemons that the tests and the benchmarks compare.
 
 For: tests and benchmarks that need a running xenstored: this project's (`OurDaemon`), C xenstored
-(`CXenstored`) or oxenstored (`OXenstored`), the latter two as Debian ships them, on a simulated Xen.
+(`CXenstored`) or oxenstored (`OXenstored`), the latter two as Debian ships them; each on a simulated Xen in its run
+directory (`xen_dir`), in which `tests.conformance.xen` makes domains.
 Guarantees: after `start()`, clients can connect to `socket`; a daemon that does not come up raises
 `DaemonError` with its output; after `stop()` (or the end of the `with` block) none of its processes is left,
 nor when the thread that called `start()` has died without that.
@@ -34,6 +35,8 @@ SOCKET_PATH_LIMIT = 108
 LONGEST_SOCKET_NAME = "/xen/g65535.4294967295.sock"
 LEFTOVER_SECONDS = 1.0
 LOGIC_PID_SECONDS = 2.0
+PAGE = 4096
+DOM0_PORT = 1
 
 # Thousands of connections need more descriptors than the usual soft limit. Each program replaces the one before it.
 RAISE_DESCRIPTOR_LIMIT = ("/bin/sh", "-c", 'ulimit -n "$(ulimit -Hn)" && exec "$@"', "sh")
@@ -84,9 +87,18 @@ class Daemon(ABC):
         """Variables that the daemon itself needs."""
         return {}
 
+    @property
+    def xen_dir(self) -> Path | None:
+        """The simulated Xen directory that the daemon runs on; None when it serves sockets only."""
+        return self.run_dir / "xen"
+
     def prepare(self) -> None:
         """Makes what must stand in the run directory before the daemon starts."""
         self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.xen_dir is not None:
+            (self.xen_dir / "domains").mkdir(parents=True, exist_ok=True)
+            (self.xen_dir / "dom0.ring").write_bytes(bytes(PAGE))
+            (self.xen_dir / "dom0.port").write_text(str(DOM0_PORT))
 
     @property
     def pid(self) -> int:
@@ -181,10 +193,21 @@ class Daemon(ABC):
 
 
 class OurDaemon(Daemon):
-    """This project's daemon: the main process is State, the serving one Logic."""
+    """This project's daemon: the main process is State, the serving one Logic; without a Xen if `sockets_only`."""
 
     name = "ours"
     death_signal = "TERM"
+
+    def __init__(
+        self,
+        run_dir: Path | str,
+        extra_args: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        *,
+        sockets_only: bool = False,
+    ) -> None:
+        super().__init__(run_dir, extra_args, env)
+        self.sockets_only = sockets_only
 
     @classmethod
     def available(cls) -> str | None:
@@ -192,8 +215,13 @@ class OurDaemon(Daemon):
             return "the package xenstored has no __main__"
         return None
 
+    @property
+    def xen_dir(self) -> Path | None:
+        return None if self.sockets_only else super().xen_dir
+
     def command(self) -> list[str]:
-        return [sys.executable, "-m", "xenstored", "-N", "-D"]
+        where = ["-D"] if self.xen_dir is None else ["--simulated-xen", str(self.xen_dir)]
+        return [sys.executable, "-m", "xenstored", "-N", *where]
 
     def own_env(self) -> dict[str, str]:
         return {"XENSTORED_RUNDIR": str(self.run_dir)}
@@ -219,7 +247,7 @@ class OurDaemon(Daemon):
         return self.logic_pid()
 
 
-class _OnSimulatedXen(Daemon):
+class _Shimmed(Daemon):
     """One of Xen's daemons, as Debian ships it, under the shim."""
 
     program: ClassVar[str]
@@ -232,19 +260,11 @@ class _OnSimulatedXen(Daemon):
             return str(error)
         return SHIM.missing() if SHIM.stale() else None
 
-    @property
-    def xen_dir(self) -> Path:
-        """The simulated Xen directory."""
-        return self.run_dir / "xen"
-
     def prepare(self) -> None:
         super().prepare()
-        (self.xen_dir / "domains").mkdir(parents=True, exist_ok=True)
         (self.run_dir / "lib").mkdir(exist_ok=True)
         for stale in ("socket", "xenstored.pid", "db", "xen/evtchn.tab"):
             (self.run_dir / stale).unlink(missing_ok=True)
-        (self.xen_dir / "dom0.ring").write_bytes(bytes(4096))
-        (self.xen_dir / "dom0.port").write_text("1")
 
     def own_env(self) -> dict[str, str]:
         return {"FAKEXEN_DIR": str(self.xen_dir), "FAKEXEN_RUN": str(self.run_dir)}
@@ -254,7 +274,7 @@ class _OnSimulatedXen(Daemon):
         return ["/usr/bin/env", f"LD_PRELOAD={shim}", str(require(self.program, "xen-utils-4.17"))]
 
 
-class CXenstored(_OnSimulatedXen):
+class CXenstored(_Shimmed):
     """C xenstored 4.17. Its own -D crashes at the first request, so it is given a domain 0 with a ring."""
 
     name = "c"
@@ -268,7 +288,7 @@ class CXenstored(_OnSimulatedXen):
         return super().own_env() | own
 
 
-class OXenstored(_OnSimulatedXen):
+class OXenstored(_Shimmed):
     """oxenstored 4.17. It ignores SIGTERM while a client holds a transaction; `stop` then kills it."""
 
     name = "ocaml"

@@ -32,13 +32,14 @@ class Held:
 
 
 def held(daemon: OurDaemon) -> Held:
-    """What the daemon holds now; the connection that asks does not count."""
+    """What the daemon holds now; the connection that asks does not count, nor does domain 0's ring."""
     file = daemon.run_dir / "report"
     with Client(daemon.socket) as client:
         client.call(Op.CONTROL, strings("memreport", str(file)))
         descriptors = len(os.listdir(f"/proc/{daemon.pid}/fd"))
     numbers = dict(part.rsplit(" ", 1) for part in _last_line(file).replace(" bytes", "").split(", "))
-    return Held(int(numbers["watches"]), int(numbers["connections"]) - 1, int(numbers["transactions"]), descriptors - 1)
+    connections = int(numbers["connections"]) - 1 - (daemon.xen_dir is not None)
+    return Held(int(numbers["watches"]), connections, int(numbers["transactions"]), descriptors - 1)
 
 
 def at_rest(daemon: OurDaemon) -> Held:
