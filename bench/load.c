@@ -1,149 +1,56 @@
 /*
  * load.c: puts load on an xenstored and measures it, command by command.
  *
- *     load SOCKET
+ *     load SOCKET [SIMULATED_XEN]
  *
  * For: the benchmark. Reads commands from standard input, one a line, and answers each with one line of JSON on
- * standard output. What a command sets up (idle connections, watches, nodes) stays until the program ends.
+ * standard output. What a set-up command makes (idle connections, watches, nodes, domains) stays until the program ends.
  *
  *   pids PID...                 whose CPU time is counted from here on: all processes of the daemon
  *   idle TOTAL                  opens idle connections until there are TOTAL
  *   watches TOTAL PER           registers watches on unrelated paths until there are TOTAL, PER on each connection
  *   fill TOTAL                  writes 32-byte nodes until there are TOTAL
- *   read | write | session SECS round trips; a session is connect, read, close
+ *   domains TOTAL               introduces domains that do nothing until there are TOTAL
+ *   guests TOTAL                introduces domains that are guests with rings until there are TOTAL
+ *
+ *   read SECS | write SECS | session SECS    round trips; a session is connect, read, close
  *   transaction WRITES SECS     start, that many writes to existing nodes, commit
  *   parallel CONNECTIONS SECS   reads, one in flight on each connection
+ *   fanout WATCHERS SECS        one write until the last of that many connections has its event
  *   children COUNT              creates children of one node, then removes it
  *   devices COUNT absent|present   interleaved transactions that each create a virtual disk's keys
+ *   ring read|write SECS        round trips of the first guest
+ *   rings read|write SECS       requests of all guests, one in flight on each ring
+ *   introduce COUNT             introductions of domains, one by one
+ *   destroy COUNT               ends of domains, one by one, until a watcher of @releaseDomain has its event
  *
- * Guarantees: times are CLOCK_MONOTONIC as the client sees them; CPU time is the scheduler's account (schedstat) of
- *   every thread of every process named by `pids`. A failure is answered by {"error": TEXT} and ends the program.
+ * Guarantees: see measure.h for the figures. A failure is answered by {"error": TEXT} and ends the program.
  * Does not know: which daemon it talks to, or what is a good figure.
  */
 #define _GNU_SOURCE
-#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "guests.h"
+#include "measure.h"
 #include "wire.h"
 
 #define VALUE_BYTES 32
 #define CHILD_VALUE_BYTES 8
-#define WARM_UP 20
-#define MAX_SAMPLES (1 << 21)
-#define MAX_PIDS 64
 #define MAX_TRANSACTION_WRITES 10
+#define MAX_GUESTS 1000
+#define FIRST_IDLE_DOMID 2001
+#define FIRST_PASSING_DOMID 10001
 #define READ_PATH "/bench/r"
 #define WRITE_PATH "/bench/w"
 
 static const char *socket_path;
 static struct wire *client;
-
-/* ---- clocks ---- */
-
-static int pids[MAX_PIDS];
-static int pid_count;
-
-static double now(void)
-{
-    struct timespec time;
-
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return time.tv_sec + time.tv_nsec * 1e-9;
-}
-
-static double thread_cpu(int pid, const char *tid)
-{
-    unsigned long long nanoseconds = 0;
-    char path[300];
-    FILE *file;
-
-    snprintf(path, sizeof(path), "/proc/%d/task/%s/schedstat", pid, tid);
-    file = fopen(path, "r");
-    if (!file)
-        return 0; /* the thread ended meanwhile */
-    if (fscanf(file, "%llu", &nanoseconds) != 1)
-        nanoseconds = 0;
-    fclose(file);
-    return nanoseconds * 1e-9;
-}
-
-static double process_cpu(int pid)
-{
-    struct dirent *entry;
-    double seconds = 0;
-    char path[64];
-    DIR *tasks;
-
-    snprintf(path, sizeof(path), "/proc/%d/task", pid);
-    tasks = opendir(path);
-    if (!tasks)
-        fatal("process %d of the daemon is gone", pid);
-    while ((entry = readdir(tasks)))
-        if (entry->d_name[0] != '.')
-            seconds += thread_cpu(pid, entry->d_name);
-    closedir(tasks);
-    return seconds;
-}
-
-static double daemon_cpu(void)
-{
-    double seconds = 0;
-
-    for (int i = 0; i < pid_count; i++)
-        seconds += process_cpu(pids[i]);
-    return seconds;
-}
-
-/* ---- figures ---- */
-
-static double samples[MAX_SAMPLES];
-
-static int by_size(const void *left, const void *right)
-{
-    double a = *(const double *)left, b = *(const double *)right;
-
-    return (a > b) - (a < b);
-}
-
-static void print_latency(const char *figure, int count, double seconds, double cpu)
-{
-    qsort(samples, count, sizeof(*samples), by_size);
-    printf("{\"figure\": \"%s\", \"count\": %d, \"us\": %.3f, \"p99_us\": %.3f, \"mean_us\": %.3f, \"cpu_us\": %.3f}\n",
-           figure, count, samples[count / 2] * 1e6, samples[(int)(count * .99)] * 1e6, seconds / count * 1e6,
-           cpu / count * 1e6);
-}
-
-static void print_total(const char *figure, long count, double seconds, double cpu)
-{
-    printf("{\"figure\": \"%s\", \"count\": %ld, \"us\": %.3f, \"seconds\": %.6f, \"cpu_us\": %.3f}\n", figure, count,
-           seconds / count * 1e6, seconds, cpu / count * 1e6);
-}
-
-/* Repeats an operation for some seconds; its latencies become one figure. */
-static void measure(const char *figure, void (*operation)(const void *), const void *context, double seconds)
-{
-    double cpu, start, end, begun;
-    int count = 0;
-
-    for (int i = 0; i < WARM_UP; i++)
-        operation(context);
-    cpu = daemon_cpu();
-    start = end = now();
-    while (end - start < seconds && count < MAX_SAMPLES) {
-        begun = end;
-        operation(context);
-        end = now();
-        samples[count++] = end - begun;
-    }
-    print_latency(figure, count, end - start, daemon_cpu() - cpu);
-}
 
 /* ---- operations ---- */
 
@@ -204,7 +111,7 @@ static void set_up_idle(int total)
 
     for (; have < total; have++)
         wire_connect_fd(socket_path);
-    usleep(200000); /* accepting them is no part of what follows */
+    settle(); /* accepting them is no part of what follows */
 }
 
 static void set_up_watches(int total, int per_connection)
@@ -242,45 +149,265 @@ static void set_up_nodes(int total)
     }
 }
 
-/* ---- figures that are no repeated operation ---- */
-
-static void measure_parallel(int connections, double seconds)
+/* Domains that exist and are introduced, and of which nothing more is heard. */
+static void set_up_domains(int total)
 {
-    struct request request = read_request(READ_PATH);
-    struct wire **wires = calloc(connections, sizeof(*wires));
+    static int have;
+
+    for (; have < total; have++) {
+        struct request request = introduce_request(FIRST_IDLE_DOMID + have);
+
+        xen_create(FIRST_IDLE_DOMID + have);
+        wire_call(client, 0, &request);
+    }
+    settle();
+}
+
+static struct guest *guests[MAX_GUESTS];
+static int guest_count;
+
+/* A node that a guest may read and write; named with its domid, or what is read and written, relative to its home. */
+static void give_node(int domid, const char *below)
+{
+    char path[64];
+    struct request request;
+
+    snprintf(path, sizeof(path), "/local/domain/%d%s", domid, below);
+    request = write_request(path, *below ? VALUE_BYTES : 0);
+    wire_call(client, 0, &request);
+    request = perms_request(path, domid);
+    wire_call(client, 0, &request);
+}
+
+static void set_up_guests(int total)
+{
+    if (total > MAX_GUESTS)
+        fatal("%d guests", total);
+    for (; guest_count < total; guest_count++) {
+        int domid = guest_count + 1;
+
+        guests[guest_count] = guest_new(client, domid);
+        give_node(domid, "");
+        give_node(domid, "/r");
+        give_node(domid, "/w");
+    }
+    settle();
+}
+
+/* ---- many clients at once ---- */
+
+static struct wire **connect_many(int count)
+{
+    struct wire **wires = calloc(count, sizeof(*wires));
+
+    if (!wires)
+        fatal("out of memory");
+    for (int i = 0; i < count; i++)
+        wires[i] = wire_connect(socket_path);
+    return wires;
+}
+
+static void close_many(struct wire **wires, int count)
+{
+    for (int i = 0; i < count; i++)
+        wire_close(wires[i]);
+    free(wires);
+    settle(); /* closing them is no part of what follows */
+}
+
+static struct request crowd_request;
+
+/* Until the time is over, `turn` takes what has come for one client, and sends the next request if that was a reply. */
+static long keep_busy(int epoll, int (*turn)(void *), double seconds)
+{
     struct epoll_event ready[64];
-    int epoll = epoll_create1(EPOLL_CLOEXEC);
-    double start, cpu;
+    double start = now();
     long done = 0;
 
-    if (!wires || epoll < 0)
-        fatal("parallel: %s", strerror(errno));
-    for (int i = 0; i < connections; i++) {
-        wires[i] = wire_connect(socket_path);
-        epoll_ctl(epoll, EPOLL_CTL_ADD, wires[i]->fd, &(struct epoll_event){EPOLLIN, {.ptr = wires[i]}});
-        wire_call(wires[i], 0, &request);
-    }
-    start = now();
-    cpu = daemon_cpu();
-    for (int i = 0; i < connections; i++)
-        wire_send(wires[i], 0, &request);
     while (now() - start < seconds) {
         int count = epoll_wait(epoll, ready, sizeof(ready) / sizeof(*ready), 5000);
 
         if (count <= 0)
-            fatal("parallel: no reply in 5 s");
-        for (int i = 0; i < count; i++) {
-            wire_expect(ready[i].data.ptr, WIRE_READ);
-            wire_send(ready[i].data.ptr, 0, &request);
-        }
-        done += count;
+            fatal("nothing came for any client in 5 s");
+        for (int i = 0; i < count; i++)
+            done += turn(ready[i].data.ptr);
     }
-    print_total("parallel", done, now() - start, daemon_cpu() - cpu);
-    for (int i = 0; i < connections; i++)
-        wire_close(wires[i]);
-    free(wires);
-    close(epoll);
+    return done;
 }
+
+static void add_member(int epoll, int fd, void *member)
+{
+    struct epoll_event event = {EPOLLIN, {.ptr = member}};
+
+    if (epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event))
+        fatal("epoll: %s", strerror(errno));
+}
+
+static int wire_turn(void *wire)
+{
+    wire_expect(wire, crowd_request.type);
+    wire_send(wire, 0, &crowd_request);
+    return 1;
+}
+
+static void measure_parallel(int connections, double seconds)
+{
+    struct wire **wires = connect_many(connections);
+    int epoll = epoll_create1(EPOLL_CLOEXEC);
+    double start, cpu;
+    long done;
+
+    crowd_request = read_request(READ_PATH);
+    for (int i = 0; i < connections; i++) {
+        add_member(epoll, wires[i]->fd, wires[i]);
+        wire_call(wires[i], 0, &crowd_request);
+    }
+    start = now();
+    cpu = daemon_cpu();
+    for (int i = 0; i < connections; i++)
+        wire_send(wires[i], 0, &crowd_request);
+    done = keep_busy(epoll, wire_turn, seconds);
+    print_total("parallel", done, now() - start, daemon_cpu() - cpu);
+    close(epoll);
+    close_many(wires, connections);
+}
+
+static int guest_turn(void *guest)
+{
+    guest_wait(guest);
+    if (!guest_reply(guest, crowd_request.type))
+        return 0;
+    guest_send(guest, &crowd_request);
+    return 1;
+}
+
+static void measure_rings(const struct request *request, double seconds)
+{
+    int epoll = epoll_create1(EPOLL_CLOEXEC);
+    double start, cpu;
+    long done;
+
+    crowd_request = *request;
+    for (int i = 0; i < guest_count; i++) {
+        add_member(epoll, guests[i]->fd, guests[i]);
+        guest_call(guests[i], request);
+    }
+    start = now();
+    cpu = daemon_cpu();
+    for (int i = 0; i < guest_count; i++)
+        guest_send(guests[i], request);
+    done = keep_busy(epoll, guest_turn, seconds);
+    print_total("rings", done, now() - start, daemon_cpu() - cpu);
+    close(epoll);
+    for (int i = 0; i < guest_count; i++)
+        while (!guest_reply(guests[i], request->type))
+            guest_wait(guests[i]);
+}
+
+struct fan {
+    int count;
+    struct wire **wires;
+    struct request request;
+};
+
+static void fan_out(const void *context)
+{
+    const struct fan *fan = context;
+
+    wire_call(client, 0, &fan->request);
+    for (int i = 0; i < fan->count; i++)
+        wire_receive_event(fan->wires[i], fan->wires[i]->events + 1);
+}
+
+static void measure_fan_out(int watchers, double seconds)
+{
+    struct fan fan = {watchers, connect_many(watchers), write_request(WRITE_PATH, VALUE_BYTES)};
+    struct request watch = watch_request(WRITE_PATH, "fan");
+
+    for (int i = 0; i < watchers; i++) {
+        wire_call(fan.wires[i], 0, &watch);
+        wire_receive_event(fan.wires[i], 1);
+    }
+    measure("fanout", fan_out, &fan, seconds);
+    close_many(fan.wires, watchers);
+}
+
+/* ---- domains that come and go ---- */
+
+static struct wire *release_watcher;
+
+static int first_of_new_domains(int count)
+{
+    static int next = FIRST_PASSING_DOMID;
+    int first = next;
+
+    for (; next < first + count; next++)
+        xen_create(next);
+    return first;
+}
+
+/* Both take the domid from where `context` points to, and leave the next one there. */
+static void introduce_next(const void *context)
+{
+    int *domid = *(int *const *)context;
+    struct request request = introduce_request((*domid)++);
+
+    wire_call(client, 0, &request);
+}
+
+static void destroy_next(const void *context)
+{
+    int *domid = *(int *const *)context;
+
+    xen_destroy((*domid)++);
+    wire_receive_event(release_watcher, release_watcher->events + 1);
+}
+
+static void watch_releases(void)
+{
+    struct request request = watch_request("@releaseDomain", "release");
+
+    if (release_watcher)
+        return;
+    release_watcher = wire_connect(socket_path);
+    wire_call(release_watcher, 0, &request);
+    wire_receive_event(release_watcher, 1);
+}
+
+/* An end that is told twice would be taken for the next domain's. */
+static void check_releases(long expected)
+{
+    struct request request = read_request(READ_PATH);
+
+    settle();
+    wire_call(release_watcher, 0, &request);
+    if (release_watcher->events != expected)
+        fatal("%ld events of @releaseDomain where %ld domains ended", release_watcher->events - 1, expected - 1);
+}
+
+static void measure_domains(int count, int ends)
+{
+    int first = first_of_new_domains(count), domid = first, *next = &domid;
+    long events;
+
+    watch_releases();
+    events = release_watcher->events;
+    if (!ends)
+        measure_times("introduce", introduce_next, &next, count);
+    else
+        for (int i = 0; i < count; i++)
+            introduce_next(&next);
+    settle();
+    domid = first;
+    if (ends)
+        measure_times("destroy", destroy_next, &next, count);
+    else
+        for (int i = 0; i < count; i++)
+            destroy_next(&next);
+    check_releases(events + count);
+}
+
+/* ---- figures that are no repeated operation ---- */
 
 static void measure_children(int count)
 {
@@ -335,16 +462,15 @@ static void prepare_devices(int count, int parents)
 /* All start, then all write their first key, their second, ..., then all commit: how many commit at the first try? */
 static void measure_devices(int count, int parents)
 {
-    struct wire **wires = calloc(count, sizeof(*wires));
     uint32_t *ids = calloc(count, sizeof(*ids));
     double start, seconds, cpu;
+    struct wire **wires;
     int committed = 0;
 
-    if (!wires || !ids)
+    if (!ids)
         fatal("out of memory");
     prepare_devices(count, parents);
-    for (int i = 0; i < count; i++)
-        wires[i] = wire_connect(socket_path);
+    wires = connect_many(count);
     start = now();
     cpu = daemon_cpu();
     for (int i = 0; i < count; i++)
@@ -360,80 +486,12 @@ static void measure_devices(int count, int parents)
     seconds = now() - start;
     printf("{\"figure\": \"devices\", \"count\": %d, \"committed\": %d, \"us\": %.3f, \"cpu_us\": %.3f}\n", count,
            committed, seconds / count * 1e6, (daemon_cpu() - cpu) / count * 1e6);
-    for (int i = 0; i < count; i++)
-        wire_close(wires[i]);
-    free(wires);
+    close_many(wires, count);
     free(ids);
     wire_remove(client, "/local/domain");
 }
 
-/* ---- commands ---- */
-
-static void set_pids(char *arguments)
-{
-    pid_count = 0;
-    for (char *word = strtok(arguments, " "); word; word = strtok(NULL, " ")) {
-        if (pid_count == MAX_PIDS)
-            fatal("too many pids");
-        pids[pid_count++] = atoi(word);
-    }
-}
-
-static void run_set_up(void (*set_up)(int, int), int total, int extra)
-{
-    double start = now();
-
-    set_up(total, extra);
-    printf("{\"done\": %d, \"seconds\": %.3f}\n", total, now() - start);
-}
-
-static void idle_adapter(int total, int unused)
-{
-    (void)unused;
-    set_up_idle(total);
-}
-
-static void nodes_adapter(int total, int unused)
-{
-    (void)unused;
-    set_up_nodes(total);
-}
-
-static void run(char *line)
-{
-    struct request reading = read_request(READ_PATH), writing = write_request(WRITE_PATH, VALUE_BYTES);
-    char word[16] = "";
-    double seconds;
-    int a, b;
-
-    if (!strncmp(line, "pids ", 5)) {
-        set_pids(line + 5);
-        printf("{\"done\": %d}\n", pid_count);
-    } else if (sscanf(line, "idle %d", &a) == 1)
-        run_set_up(idle_adapter, a, 0);
-    else if (sscanf(line, "watches %d %d", &a, &b) == 2)
-        run_set_up(set_up_watches, a, b);
-    else if (sscanf(line, "fill %d", &a) == 1)
-        run_set_up(nodes_adapter, a, 0);
-    else if (sscanf(line, "read %lf", &seconds) == 1)
-        measure("read", round_trip, &reading, seconds);
-    else if (sscanf(line, "write %lf", &seconds) == 1)
-        measure("write", round_trip, &writing, seconds);
-    else if (sscanf(line, "session %lf", &seconds) == 1)
-        measure("session", session, &reading, seconds);
-    else if (sscanf(line, "transaction %d %lf", &a, &seconds) == 2)
-        measure_transaction(a, seconds);
-    else if (sscanf(line, "parallel %d %lf", &a, &seconds) == 2)
-        measure_parallel(a, seconds);
-    else if (sscanf(line, "children %d", &a) == 1)
-        measure_children(a);
-    else if (sscanf(line, "devices %d %15s", &a, word) == 2)
-        measure_devices(a, !strcmp(word, "present"));
-    else
-        fatal("unknown command: %s", line);
-    fflush(stdout);
-}
-
+@@COMMANDS@@
 /* The nodes that are read and overwritten later: made first, so that they are old whatever is set up meanwhile. */
 static void make_nodes(void)
 {

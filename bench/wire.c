@@ -97,25 +97,44 @@ struct request write_request(const char *path, size_t value_bytes)
     return request;
 }
 
+static struct request request_with_two(uint32_t type, const char *first, const char *second)
+{
+    struct request request = request_with(type, first, strlen(first) + 1);
+
+    strcpy(request.payload + request.length, second);
+    request.length += strlen(second) + 1;
+    return request;
+}
+
 struct request watch_request(const char *path, const char *token)
 {
-    struct request request = request_with(WIRE_WATCH, path, strlen(path) + 1);
+    return request_with_two(WIRE_WATCH, path, token);
+}
 
-    strcpy(request.payload + request.length, token);
-    request.length += strlen(token) + 1;
-    return request;
+struct request perms_request(const char *path, int owner)
+{
+    char text[16];
+
+    snprintf(text, sizeof(text), "n%d", owner);
+    return request_with_two(WIRE_SET_PERMS, path, text);
 }
 
 /* ---- messages ---- */
 
-void wire_send(struct wire *wire, uint32_t transaction, const struct request *request)
+size_t wire_encode(char *message, uint32_t id, uint32_t transaction, const struct request *request)
 {
-    char message[WIRE_MESSAGE_MAX];
-    struct wire_header header = {request->type, ++wire->last_request, transaction, request->length};
-    ssize_t bytes = sizeof(header) + request->length;
+    struct wire_header header = {request->type, id, transaction, request->length};
 
     memcpy(message, &header, sizeof(header));
     memcpy(message + sizeof(header), request->payload, request->length);
+    return sizeof(header) + request->length;
+}
+
+void wire_send(struct wire *wire, uint32_t transaction, const struct request *request)
+{
+    char message[WIRE_MESSAGE_MAX];
+    ssize_t bytes = wire_encode(message, ++wire->last_request, transaction, request);
+
     if (send(wire->fd, message, bytes, MSG_NOSIGNAL) != bytes)
         fatal("send: %s", strerror(errno));
 }

@@ -1,7 +1,7 @@
 /*
  * wire.h: a minimal client of the xenstore wire protocol for load generation.
  *
- * For: load.c. One system call to send a request, usually one to receive its reply.
+ * For: load.c, and guests.c for the form of messages. One system call to send a request, usually one to receive its reply.
  * Guarantees: anything unexpected (an error reply, a closed connection, a failing system call) ends the program after
  *   a line {"error": ...} on standard output, unless the caller asked for the reply's type.
  * Does not know: what is measured.
@@ -17,8 +17,10 @@ enum wire_type {
     WIRE_WATCH = 4,
     WIRE_TRANSACTION_START = 6,
     WIRE_TRANSACTION_END = 7,
+    WIRE_INTRODUCE = 8,
     WIRE_WRITE = 11,
     WIRE_RM = 13,
+    WIRE_SET_PERMS = 14,
     WIRE_WATCH_EVENT = 15,
     WIRE_ERROR = 16,
 };
@@ -57,7 +59,9 @@ struct request read_request(const char *path);
 struct request write_request(const char *path, size_t value_bytes);
 struct request rm_request(const char *path);
 struct request watch_request(const char *path, const char *token);
+struct request perms_request(const char *path, int owner); /* nobody else may do anything */
 
+size_t wire_encode(char *message, uint32_t id, uint32_t transaction, const struct request *request);
 void wire_send(struct wire *wire, uint32_t transaction, const struct request *request);
 uint32_t wire_receive(struct wire *wire); /* the type of the next reply */
 void wire_receive_event(struct wire *wire, long count);

@@ -1,4 +1,4 @@
-"""What every conformance test starts from: the daemon under test, connections to it, and a node of one's own.
+"""What every conformance test starts from: the daemon under test, connections to it, guests, a node of one's own.
 
 The suite tests this project's daemon unless the environment variable `XOARSTORE_UNDER_TEST` says otherwise: `c` or
 `ocaml` for Debian's daemons, or the path of a socket on which any xenstored listens.  Tests that need more of the
@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.conformance.wire import Client, Op, WireError, strings
+from tests.conformance.wire import Client, Closed, Op, WireError, strings
+from tests.conformance.xen import Guest, SimulatedXen, wait_until_released
 from tests.oracle.daemons import CXenstored, Daemon, OurDaemon, OXenstored, short_run_dir
 
 KINDS: dict[str, type[Daemon]] = {"ours": OurDaemon, "c": CXenstored, "ocaml": OXenstored}
@@ -115,3 +116,53 @@ def home(daemon: UnderTest) -> Iterator[str]:
             client.call(Op.RM, strings("/local/domain/0"))
         except WireError:
             pass  # neither it nor its parent is there
+
+
+@pytest.fixture
+def xen(daemon: UnderTest) -> SimulatedXen:
+    """The simulated Xen that the daemon runs on."""
+    folder = None if daemon.process is None else daemon.process.xen_dir
+    if folder is None:
+        pytest.skip("needs guests: this daemon is known by its socket only, not on a simulated Xen")
+    return SimulatedXen(folder)
+
+
+DOMIDS = itertools.count(2000)
+
+
+@pytest.fixture
+def guest(daemon: UnderTest, xen: SimulatedXen) -> Iterator[Callable[..., Guest]]:
+    """Makes guests: `guest(perms=None)` is a new domain with a home node of its own, introduced.
+
+    All of them are gone from daemon and store at the end of the test, however it ended.
+    """
+    guests: list[Guest] = []
+
+    def make(perms: Sequence[str] | None = None) -> Guest:
+        new = xen.create(next(DOMIDS))
+        guests.append(new)
+        with Client(daemon.socket) as client:
+            client.write(f"/local/domain/{new.domid}")
+            client.set_perms(f"/local/domain/{new.domid}", *(perms or [f"n{new.domid}"]))
+            client.call(Op.INTRODUCE, strings(new.domid, 1, new.port))
+        return new
+
+    yield make
+    for old in guests:
+        xen.destroy(old.domid)
+    try:
+        with Client(daemon.socket) as client:
+            for old in guests:
+                wait_until_released(client, old.domid)
+                client.outcome(Op.RM, strings(f"/local/domain/{old.domid}"))
+    except (OSError, Closed):
+        pass  # the test has ended the daemon
+    for old in guests:
+        old.close()
+
+
+@pytest.fixture
+def dom0_ring(xen: SimulatedXen) -> Iterator[Guest]:
+    """Domain 0 at its own ring."""
+    with xen.dom0_ring() as ring:
+        yield ring

@@ -112,24 +112,25 @@ def connect(path: str | Path) -> socket.socket:
 
 
 class Client:
-    """One connection to a daemon's socket.
+    """One connection to a daemon's socket; over another transport (`send_raw`, `receive_raw`, `close`), see `xen.Guest`.
 
     `call` returns the reply to a request and keeps the events that arrived before it in `events`;
     `arrived` has every message since the last `forget`, in order.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._begin(connect(path))
+        self.sock = connect(path)
+        self._begin()
 
     @classmethod
     def of(cls, sock: socket.socket) -> Self:
         """A client on a socket that is connected already."""
         client = cls.__new__(cls)
-        client._begin(sock)
+        client.sock = sock
+        client._begin()
         return client
 
-    def _begin(self, sock: socket.socket) -> None:
-        self.sock = sock
+    def _begin(self) -> None:
         self.pending = bytearray()
         self.arrived: list[Message] = []
         self.events: list[Event] = []
@@ -159,6 +160,17 @@ class Client:
         except (BrokenPipeError, ConnectionResetError) as error:
             raise Closed(str(error)) from error
 
+    def receive_raw(self, timeout: float) -> bytes:
+        """The next bytes as they are; raises TimeoutError or Closed."""
+        self.sock.settimeout(timeout)
+        try:
+            data = self.sock.recv(65536)
+        except ConnectionResetError as error:
+            raise Closed(str(error)) from error
+        if not data:
+            raise Closed(f"{len(self.pending)} bytes of a message were left")
+        return data
+
     def send(self, op: int, payload: bytes = b"", *, tx: int = 0, req_id: int | None = None) -> int:
         """Sends one message and returns its req_id."""
         if req_id is None:
@@ -185,14 +197,7 @@ class Client:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError("no message within the time given")
-            self.sock.settimeout(left)
-            try:
-                data = self.sock.recv(65536)
-            except ConnectionResetError as error:
-                raise Closed(str(error)) from error
-            if not data:
-                raise Closed(f"{len(self.pending)} bytes of a message were left")
-            self.pending += data
+            self.pending += self.receive_raw(left)
 
     def is_closed_by_daemon(self, timeout: float = PATIENCE) -> bool:
         """True when the daemon hangs up within the time; whatever comes before is kept in `arrived`."""

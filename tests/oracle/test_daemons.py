@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from tests.conformance.wire import Client, Op, strings
+from tests.conformance.xen import SimulatedXen
 from tests.oracle.build import ROOT, SHIM, Helper, MissingPackage, require
 from tests.oracle.daemons import (
     CXenstored,
@@ -47,6 +49,27 @@ def test_a_started_daemon_answers_xens_own_clients(kind: type[Daemon]) -> None:
         subprocess.run(["xenstore-write", "/a/b", "value"], env=env, check=True)
         result = subprocess.run(["xenstore-read", "/a/b"], env=env, check=True, capture_output=True)
         assert result.stdout == b"value\n"
+
+
+def test_a_daemon_serves_guests_of_its_simulated_xen_and_domain_0s_ring(kind: type[Daemon]) -> None:
+    with short_run_dir() as run_dir, kind(run_dir) as daemon, Client(daemon.socket) as client:
+        assert daemon.xen_dir is not None
+        xen = SimulatedXen(daemon.xen_dir)
+        with xen.create(5) as guest, xen.dom0_ring() as ring:
+            client.write("/local/domain/5", b"home")
+            client.set_perms("/local/domain/5", "n5")
+            client.call(Op.INTRODUCE, strings(5, 1, guest.port))
+            guest.write("name", b"value")
+            assert ring.read("/local/domain/5/name") == b"value"
+
+
+def test_our_daemon_serves_sockets_without_any_xen() -> None:
+    if OurDaemon.available() is not None:
+        pytest.skip(str(OurDaemon.available()))
+    with short_run_dir() as run_dir, OurDaemon(run_dir, sockets_only=True) as daemon, Client(daemon.socket) as client:
+        assert daemon.xen_dir is None
+        client.write("/a", b"1")
+        assert client.read("/a") == b"1"
 
 
 def test_stop_leaves_no_process_even_with_an_open_transaction(kind: type[Daemon]) -> None:
