@@ -13,6 +13,7 @@ from protocol.payload import atoi, strings
 from recovery_box.items import Connection
 from xenstore_logic import trace
 from xenstore_state import effects, quotas
+from xenstore_state.domains import Domain
 from xenstore_state.tree import walk
 
 if TYPE_CHECKING:
@@ -177,11 +178,14 @@ def _used(core: "Core", domid: int) -> dict[str, int]:
     """How much of each quota a domain uses."""
     used = dict.fromkeys(quotas.QUOTAS, 0)
     used["nodes"] = core.store.tree.owned.get(domid, 0)
-    for connection in core.store.items.connections:
-        if connection.domid == domid and not connection.socket:
-            used["watches"] += len(connection.watches)
-            used["transactions"] += len(connection.transactions)
-            used["memory"] += connection.pending.size
+    used["memory"] = core.store.tree.memory.get(domid, 0)
+    domain = core.store.domains.known.get(domid)
+    ring = domain.connection if domain is not None else None
+    if ring is not None:
+        used["watches"] = len(ring.watches)
+        used["transactions"] = len(ring.transactions)
+        used["memory"] = core.store.memory(ring.subject) + ring.pending.size
+        used["outstanding"] = core.outstanding(ring)
     return used
 
 
@@ -192,8 +196,15 @@ def _usage(core: "Core", domid: int) -> str:
     used = _used(core, domid)
     for name, amount in used.items():
         domain.peaks[name] = max(domain.peaks.get(name, 0), amount)
-    lines = [f"{name:<17}: {amount:8} (max {domain.peaks[name]:8})\n" for name, amount in used.items()]
+    lines = [
+        f"{name:<17}: {amount:8} (max {domain.peaks[name]:8}){_refused(domain, name)}\n" for name, amount in used.items()
+    ]
     return f"Domain {domid}:\n" + "".join(lines)
+
+
+def _refused(domain: Domain, quota: str) -> str:
+    """How often a quota has refused the domain something, if it has."""
+    return f" refused {domain.refused[quota]}" if quota in domain.refused else ""
 
 
 def _peaks(core: "Core") -> str:

@@ -104,6 +104,7 @@ class Rings:
         self._warned: dict[tuple[int, str], float] = {}
         self._shut_down = False
         loop.rings = self
+        loop.core.outstanding = self._outstanding
 
     def listen(self) -> None:
         """Begins to take events and news."""
@@ -319,6 +320,11 @@ class Rings:
             self._held[channel] = time.monotonic() - credit.amount / self._rate()
             return False
         return True
+
+    def _outstanding(self, ring: Connection) -> int:
+        channel = self._loop.channel(ring)
+        channel.taken()
+        return len(channel.replies) + len(channel.linked)
 
     def _memory(self, channel: Channel) -> int:
         return self._core.store.memory(channel.connection.subject) + channel.unread

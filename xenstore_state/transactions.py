@@ -136,15 +136,18 @@ class Transaction(View):
                 snapshots.append(self.tree.snapshot())
             seen = self.seen[parts] = Seen(parts, self.tree.find(parts), snapshots[-1])
             if seen.node is not None:
-                self._hold(parts, seen.value, seen.acl)
+                self._hold_copy(parts, seen.value, seen.acl)
         return seen
 
-    def _hold(self, parts: Parts, value: bytes, acl: Acl) -> None:
-        """Charges the caller with a copy of a node.  Raises ENOMEM beyond its quota; then a commit cannot succeed."""
+    def _hold_copy(self, parts: Parts, value: bytes, acl: Acl) -> None:
+        if self._who.quotas is not None:
+            self._hold(node_size(value, len(acl), 0) + sum(map(len, parts)) + len(parts))
+
+    def _hold(self, size: int) -> None:
+        """Charges the caller with so many bytes.  Raises ENOMEM beyond its quota; then a commit cannot succeed."""
         who = self._who
-        if who.quotas is None:
+        if who.quotas is None or not size:
             return
-        size = node_size(value, len(acl), 0) + sum(map(len, parts)) + len(parts)
         self.held += size
         who.held += size
         self._may_hold(who.domid, who, 1, "ENOMEM")
@@ -263,7 +266,7 @@ class Transaction(View):
     # ---- changing
 
     def _make(self, parts: Parts, value: bytes, acl: Acl) -> Change:
-        self._hold(parts, value, acl)
+        self._hold_copy(parts, value, acl)
         change = self._changes[parts] = Change(value, acl, asked=False)
         if parts:
             siblings = self._below.setdefault(parts[:-1], {})
@@ -275,6 +278,7 @@ class Transaction(View):
         """Sets a value in the overlay."""
         known = self._changes.get(parts) if before is not NEW else self._create(parts, who)
         change = known or self._make(parts, value, before)
+        self._hold(len(value) - len(change.value))
         change.value = value
         change.asked = True
         return []
