@@ -89,8 +89,11 @@ class Line:
 
     def ask(self, question: bytes) -> bytes:
         """Asks, and waits for the answer.  Raises `EOFError` when the keeper is gone."""
-        self._worker_asks.send(question, socket.MSG_NOSIGNAL)
-        reply = self._worker_asks.recv(MESSAGE_MAX)
+        try:
+            self._worker_asks.send(question, socket.MSG_NOSIGNAL)
+            reply = self._worker_asks.recv(MESSAGE_MAX)
+        except (BrokenPipeError, ConnectionResetError):
+            reply = b""
         if not reply:
             raise EOFError("the keeper is gone")
         return reply

@@ -23,8 +23,8 @@ class RingLane(Lane):
         super().__init__(box, slot, -1)
         self.page: RingPage | None = None
         """None until the ring is mapped."""
-        self._shown: int | None = None
-        """Up to where the peer was told that its requests are taken; None: told by another process."""
+        self._shown = 0
+        """Up to where the peer was told that its requests are taken."""
         self.news = False
         """The peer has not been notified of the last changes."""
 
@@ -41,7 +41,11 @@ class RingLane(Lane):
         """The ring is mapped; publishes what the box says of it."""
         self.page = page
         page.produced(self.sent)
-        self._shown = None
+        shown = page.words[REQ_CONS]
+        if (shown - self.head) & M32 > (self.fill - self.head) & M32:
+            shown = self.head  # the peer's own doing, or a ring that begins
+        page.consumed(shown)
+        self._shown = shown
         self.news = True
 
     def receive(self) -> int:
@@ -49,7 +53,7 @@ class RingLane(Lane):
         page, fill = self.page, self.fill
         assert page is not None
         count = page.unread(fill)
-        if self._shown is not None and page.words[REQ_CONS] != self._shown:
+        if page.words[REQ_CONS] != self._shown:
             raise RingIndexError("the index of requests taken was overwritten")
         room = REGION_SIZE - ((fill - self.head) & M32)
         count = min(count, room)
@@ -70,12 +74,15 @@ class RingLane(Lane):
         return count
 
     def release(self, *, waiting: bool) -> None:
-        """Gives the room of taken requests back; when some of them must wait, only that of those answered."""
-        page = self.page
-        position = self.head if waiting else self.fill
-        if page is not None and position != self._shown:
-            page.consumed(position)
-            self._shown = position
+        """Gives the room of taken requests back; when some of them must wait, only that of those answered.
+
+        Room that was given back stays so: of a request that came in parts it may be more than that.
+        """
+        page, shown = self.page, self._shown
+        ahead = ((self.head if waiting else self.fill) - shown) & M32
+        if page is not None and 0 < ahead <= REGION_SIZE:
+            self._shown = (shown + ahead) & M32
+            page.consumed(self._shown)
             self.news = True
 
     def skip(self, count: int) -> None:

@@ -197,7 +197,8 @@ def _usage(core: "Core", domid: int) -> str:
     for name, amount in used.items():
         domain.peaks[name] = max(domain.peaks.get(name, 0), amount)
     lines = [
-        f"{name:<17}: {amount:8} (max {domain.peaks[name]:8}){_refused(domain, name)}\n" for name, amount in used.items()
+        f"{name:<17}: {amount:8} (max {domain.peaks[name]:8}){_refused(domain, name)}\n"
+        for name, amount in used.items()
     ]
     return f"Domain {domid}:\n" + "".join(lines)
 

@@ -161,6 +161,7 @@ class Loop:
             self._dirty[channel] = None
         if lane.fill != lane.head:
             self._ready[channel] = None
+            channel.waiting = True  # until it is known whether a whole request is there
 
     # ---- turning
 
@@ -331,6 +332,8 @@ class Loop:
         cause = by.id, head
         for output in outputs:
             to = channels[output.connection]
+            if to.connection.closed:
+                continue  # its slot may be another's already
             to.carry_out(output, head if to is channel else None, cause)
             dirty[to] = None
             if output.pending and self.rings is not None:
@@ -343,6 +346,15 @@ class Loop:
                 self._hang_up(to, DOES_NOT_READ)
         if kind in CHANGES_CONNECTIONS:
             self._follow()
+            self._answer_anew(by, reply)
+
+    def _answer_anew(self, by: Connection, reply: bytes) -> None:
+        """A ring that has introduced its own domain again gets the answer on its new connection."""
+        domain = self.core.store.domains.introduced(by.domid)
+        if by.closed and reply and domain is not None and domain.connection is not None:
+            channel = self.channel(domain.connection)
+            channel.lane.answer(reply, channel.lane.head)
+            self._dirty[channel] = None
 
     def _link(self, cause: tuple[int, int], events: int) -> None:
         """A guest's request has caused events that wait elsewhere."""
@@ -366,16 +378,17 @@ class Loop:
         """Connections of rings have ended or begun with what was just published."""
         store, rings = self.core.store, self.rings
         assert rings is not None
-        for connection in store.closed:
+        ended, begun = list(store.closed), list(store.opened)
+        store.closed.clear()
+        store.opened.clear()
+        for connection in ended:
             channel = self._channels.pop(connection.id, None)
             if channel is not None:
                 self._dirty.pop(channel, None)
                 self._ready.pop(channel, None)
             rings.drop(connection, channel)
-        store.closed.clear()
-        for connection in store.opened:
+        for connection in begun:
             rings.open(self.add(connection))
-        store.opened.clear()
 
     def mark(self, channel: Channel) -> None:
         """Has a channel's output sent in this turn."""

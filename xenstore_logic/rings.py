@@ -56,6 +56,8 @@ WRITE_BURST: Final = 10.0
 """Writes that a guest may do at once."""
 HELD_SECONDS: Final = 0.05
 """How often a guest that is held back for its memory is looked at again."""
+RENEW_SECONDS: Final = 0.05
+"""Time between two connections that a guest asks for."""
 WARN_SECONDS: Final = 10.0
 SMALL_REPLY: Final = 16
 """Bytes of payload up to which a reply is given whatever the memory quota says."""
@@ -101,6 +103,10 @@ class Rings:
         self._expiring: dict[Channel, int] = {}
         """Guests for whom events wait, with when the first of those is to be dropped."""
         self._credits: dict[Channel, Credit] = {}
+        self._kick_at: dict[Channel, float] = {}
+        """Rings to be looked at although no event came, with when."""
+        self._renewed: dict[int, float] = {}
+        """When a domain last connected anew."""
         self._warned: dict[tuple[int, str], float] = {}
         self._shut_down = False
         loop.rings = self
@@ -140,8 +146,8 @@ class Rings:
         page.accept()
         lane.stage = _IN_SERVICE
         lane.attach(page)
-        self._loop.look_at(channel)
-        self._kicked(channel)
+        self._loop.mark(channel)
+        self._kick_at[channel] = 0
 
     def inherit(self, connection: Connection) -> None:
         """A ring that was served by another Logic."""
@@ -154,11 +160,13 @@ class Rings:
         if channel is not None:
             if self._by_port.get(by.port) is channel:
                 del self._by_port[by.port]
-            for table in (self._held, self._expiring, self._credits):
+            for table in (self._held, self._expiring, self._credits, self._kick_at):
                 table.pop(channel, None)
         elif self._sleeping.get(by.port) is by:
             del self._sleeping[by.port]
         domain = self._core.store.domains.introduced(by.domid)
+        if domain is None:
+            self._renewed.pop(by.domid, None)
         if domain is None or domain.error:
             if domain is not None:
                 self._show_error(by.domid, domain.error)
@@ -251,6 +259,12 @@ class Rings:
         domain = core.store.domains.introduced(domid)
         if domain is None or not domain.features & FEATURE_RECONNECTION:
             return False
+        now = time.monotonic()
+        again = self._renewed.get(domid, -RENEW_SECONDS) + RENEW_SECONDS
+        if now < again:
+            self._kick_at[channel] = again
+            return True
+        self._renewed[domid] = now
         try:
             if self._host.renew(domid):
                 log.info("domain %d connects anew", domid)
@@ -374,11 +388,11 @@ class Rings:
     @property
     def timed(self) -> bool:
         """Whether something waits for its time."""
-        return bool(self._held or self._expiring)
+        return bool(self._held or self._expiring or self._kick_at)
 
     def wait(self, timeout: float) -> float:
         """How long a turn may wait, in seconds: `timeout` (negative: for ever), or less."""
-        times = list(self._held.values())
+        times = [*self._held.values(), *self._kick_at.values()]
         if self._expiring:
             times.append(min(self._expiring.values()) / 1000)
         left = max(0.0, min(times) - time.monotonic())
@@ -387,6 +401,9 @@ class Rings:
     def look_at_clock(self) -> None:
         """Does what is due."""
         now = time.monotonic()
+        for channel in [c for c, at in self._kick_at.items() if at <= now]:
+            del self._kick_at[channel]
+            self._kicked(channel)
         for channel in [c for c, at in self._held.items() if at <= now]:
             del self._held[channel]
             self._loop.look_at(channel)

@@ -11,22 +11,21 @@ import select
 import signal
 import socket
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from protocol.ring import ERROR_COMM
 from recovery_box import custody
-from recovery_box.box import NO_REQUEST, W_ACTIVE, W_ASLEEP, Box, BoxFull
+from recovery_box.box import NO_REQUEST, W_ACTIVE, W_ASLEEP, Box
 from recovery_box.custody import Handover
 from recovery_box.items import Connection
 from recovery_box.journal import Consumer, JournalCorrupt, Producer
-from recovery_box.lanes import M32, input_consumed, output_made, prepare_slot
+from recovery_box.lanes import M32, input_consumed, output_made
 from recovery_box.line import Line
-from xenstore_state.domains import PRIVILEGED
 from xenstore_state.effects import ENDS_DOMAIN
 from xenstore_state.hypervisor import Hypervisor
+from xenstore_state.reception import Reception
 from xenstore_state.records import Applier, BadRecord, Record, decode
 from xenstore_state.registrar import Registrar
 from xenstore_state.store import Store
@@ -107,8 +106,6 @@ class Keeper:
     ) -> None:
         self.store = Store()
         self.box = box
-        self._listeners = {s.fileno(): s for s in listeners}
-        self._free_slots: list[int] = []
         self._run_logic = run_logic
         self._logic_pid_file = logic_pid_file
         self._first_number = custody.first_number(descriptors)
@@ -117,22 +114,16 @@ class Keeper:
         self._logic_epoll = select.epoll()
         self._epoll = select.epoll()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._handover = Handover()
+        self._reception = Reception(self.store, box, listeners, self._epoll, self._first_number)
         self._line = Line()
         self._line_blocked = False
         self._hypervisor = hypervisor
         self._registrar = (
-            Registrar(self.store, hypervisor, self._allocate_ring, self._free_slots.append, self._tell)
+            Registrar(self.store, hypervisor, self._allocate_ring, self._reception.free, self._tell)
             if hypervisor is not None
             else None
         )
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        self._handover_queue: deque[Connection] = deque()
-        self._handover_blocked = False
-        self._next_id = 1
-        self._used_slots = 0
-        self._accepting = True
-        self._pause_told = False
         self._tries: dict[tuple[int, int], list[int]] = {}
         self._logic_pid = 0
         self._logic_fd = -1
@@ -148,7 +139,8 @@ class Keeper:
         """Serves until SIGTERM or SIGINT; calls `ready` once clients can connect."""
         gc.disable()  # the tree has no cycles, and walking it would cost more than everything else
         self._take_signals()
-        for fd in (*self._listeners, self._bell, self._signals_read.fileno()):
+        self._reception.open()
+        for fd in (self._bell, self._signals_read.fileno()):
             self._epoll.register(fd, select.EPOLLIN)
         if self._registrar is not None:
             self._registrar.begin()
@@ -179,12 +171,12 @@ class Keeper:
             timeout = SLEEP if self._consumer.empty else 0
         events = self._epoll.poll(timeout)
         words[W_ASLEEP] = 0
-        if not events and timeout == SLEEP and not self._accepting:
-            self._resume()  # whatever ran out may be there again
+        if not events and timeout == SLEEP and not self._reception.accepting:
+            self._reception.resume()
         for fd, _ in events:
-            if fd in self._listeners:
-                self._accept(self._listeners[fd])
-            elif fd == self._bell:
+            if self._reception.accept_from(fd) or self._reception.hand_over_to(fd):
+                continue
+            if fd == self._bell:
                 try:
                     os.eventfd_read(self._bell)
                 except BlockingIOError:
@@ -193,8 +185,6 @@ class Keeper:
                 self._bury()
             elif fd == self._signals_read.fileno():
                 self._on_signals(self._signals_read.recv(64))
-            elif fd == self._handover.keeper_fd and self._handover_blocked:
-                self._hand_over()
             elif fd == self._line.question_fd:
                 self._answer()
             elif fd == self._line.telling_fd and self._line_blocked:
@@ -235,19 +225,18 @@ class Keeper:
 
     def _fork(self) -> None:
         gc.freeze()
-        for ends in (self._handover, self._line):
-            ends.close()
-        self._handover, self._line = Handover(), Line()
+        self._line.close()
+        self._reception.before_fork()
+        self._line = Line()
         if self._hypervisor is not None:
             self._hypervisor.before_fork()
         self._logic_epoll.close()
         self._logic_epoll = select.epoll()  # a new one: nothing that the last Logic waited for concerns the next
-        self._handover_queue.clear()
         inheritance = Inheritance(
             self.store,
             self.box,
             self._logic_epoll,
-            self._handover,
+            self._reception.handover,
             self._line,
             self._hypervisor,
             self._applier.last,
@@ -262,10 +251,9 @@ class Keeper:
         if not self._logic_pid:
             self._be_logic(inheritance)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        self._handover.in_keeper()
+        self._reception.after_fork()
         self._line.in_keeper()
-        self._handover_blocked = self._line_blocked = False
-        self._epoll.register(self._handover.keeper_fd, 0)
+        self._line_blocked = False
         self._epoll.register(self._line.question_fd, select.EPOLLIN)
         self._epoll.register(self._line.telling_fd, 0)
         self._logic_fd = os.pidfd_open(self._logic_pid)
@@ -280,12 +268,11 @@ class Keeper:
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             self._epoll.close()
-            for listener in self._listeners.values():
-                listener.close()
+            self._reception.close_in_logic()
             self._signals_read.close()
             self._signals_write.close()
             custody.release_low_numbers(self._first_number)
-            self._handover.in_worker()
+            self._reception.handover.in_worker()
             self._line.in_worker()
             self._run_logic(inheritance)
             status = 0
@@ -330,9 +317,7 @@ class Keeper:
         died, pid, started = time.monotonic(), self._logic_pid, self._started
         number, cause = self._reap()
         self._drain()
-        self._epoll.unregister(
-            self._line.question_fd
-        )  # a dead Logic's end would be readable until the next one is there
+        self._epoll.unregister(self._line.question_fd)  # which a dead Logic would leave readable
         self._consumer.drop_staged()
         self._count_try(number)
         own_fault = number not in {signal.SIGKILL, signal.SIGTERM}
@@ -371,7 +356,7 @@ class Keeper:
             for count, body in enumerate(self._consumer.records(), 1):
                 record = self._applier.apply(body)
                 if self.store.closed:
-                    self._forget_closed()
+                    self._reception.forget_closed()
                 if record.kind in ENDS_DOMAIN and self._registrar is not None:
                     self._registrar.removed(record.arguments[0])
                 if count == most:
@@ -418,16 +403,7 @@ class Keeper:
             self.store.disconnect(connection)
         else:
             self.store.ignore(connection.domid, ERROR_COMM)
-        self._forget_closed()
-
-    def _forget_closed(self) -> None:
-        for connection in self.store.closed:
-            if connection.socket:
-                os.close(connection.fd)
-            self._free_slots.append(connection.slot)
-        self.store.closed.clear()
-        if not self._accepting:
-            self._resume()
+        self._reception.forget_closed()
 
     # ---- domains
 
@@ -450,78 +426,4 @@ class Keeper:
             self._epoll.modify(self._line.telling_fd, select.EPOLLOUT if blocked else 0)
 
     def _allocate_ring(self, domid: int) -> tuple[int, int] | None:
-        """Id and slot for a ring's connection; None when there is no room."""
-        slot = self._next_slot()
-        try:
-            self.box.ensure_slot(slot)
-        except BoxFull as e:
-            log.error("no connection for the ring of domain %d: %s", domid, e)
-            return None
-        return self._take_slot(slot), slot
-
-    def _next_slot(self) -> int:
-        return self._free_slots[-1] if self._free_slots else self._used_slots
-
-    def _take_slot(self, slot: int) -> int:
-        """Takes the slot that `_next_slot` named, prepared; the id of its connection."""
-        if self._free_slots:
-            self._free_slots.pop()
-        else:
-            self._used_slots += 1
-        number = self._next_id
-        self._next_id += 1
-        prepare_slot(self.box, slot, number)
-        return number
-
-    # ---- connections
-
-    def _accept(self, listener: socket.socket) -> None:
-        """Takes one waiting client, once there is room for it; whoever else waits makes the listener readable again."""
-        slot = self._next_slot()
-        try:
-            self.box.ensure_slot(slot)
-            fd = listener._accept()[0]  # type: ignore[attr-defined]  # the number is all that is wanted
-        except BlockingIOError:
-            return
-        except BoxFull as e:
-            self._pause(str(e))
-            return
-        except OSError as e:
-            if custody.is_exhaustion(e):
-                self._pause(f"out of descriptors or memory ({e.strerror})")
-            else:
-                log.info("a connection was gone before it was accepted: %s", e)
-            return
-        fd = custody.settle(fd, self._first_number)
-        if self._pause_told:
-            self._pause_told = False
-            log.warning("accepting connections again")
-        connection = Connection(self._take_slot(slot), slot, fd, PRIVILEGED, True, True)
-        self._handover_queue.append(connection)
-        self._hand_over()
-        self.store.connect(connection)
-
-    def _resume(self) -> None:
-        self._accepting = True
-        for fd in self._listeners:
-            self._epoll.modify(fd, select.EPOLLIN)
-
-    def _pause(self, why: str) -> None:
-        self._accepting = False
-        for fd in self._listeners:
-            self._epoll.modify(fd, 0)
-        if not self._pause_told:
-            self._pause_told = True
-            count = len(self.store.items.connections)
-            log.warning("no more connections are accepted for now: %s (%d open)", why, count)
-
-    def _hand_over(self) -> None:
-        queue = self._handover_queue
-        while queue:
-            c = queue[0]
-            if not c.closed and not self._handover.give(c.id, c.slot, c.fd, c.domid):
-                break
-            queue.popleft()
-        if bool(queue) != self._handover_blocked:
-            self._handover_blocked = bool(queue)
-            self._epoll.modify(self._handover.keeper_fd, select.EPOLLOUT if queue else 0)
+        return self._reception.allocate(f"the ring of domain {domid}")

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from xenstore_state.domains import PRIVILEGED, Offer, can_exist
-from xenstore_state.hypervisor import DomainFacts, Hypervisor
+from xenstore_state.hypervisor import Hypervisor
 from xenstore_state.store import Store
 
 log = logging.getLogger(__name__)
@@ -120,15 +120,19 @@ class Registrar:
         if status != Status.OK or kind == Question.LEARN:
             domain = self._store.domains.known.get(domid)
             return ANSWER.pack(*Answer(status, domain.unique_id if domain is not None else 0))
-        if kind == Question.BIND:
-            self._bind(domid, remote_port)
-        return ANSWER.pack(*self._offer(domid))
+        return ANSWER.pack(*self._offer(domid, remote_port if kind == Question.BIND else None))
 
     def _learn(self, domid: int) -> Status:
         known = self._store.domains.known.get(domid)
         if domid == PRIVILEGED:
             return Status.OK
-        facts = self._facts(domid) if can_exist(domid) else None
+        try:
+            facts = self._hypervisor.domain(domid) if can_exist(domid) else None
+        except OSError as e:
+            log.error("the hypervisor says nothing of domain %d: %s", domid, e)
+            return Status.OK if known is not None else Status.NO_SUCH_DOMAIN
+        if facts is not None and facts.gone:
+            facts = None
         if known is not None:
             if facts is None or facts.unique_id != known.unique_id:
                 known.gone = True
@@ -139,18 +143,7 @@ class Registrar:
         self._store.domains.learn(domid, facts.unique_id)
         return Status.OK
 
-    def _facts(self, domid: int) -> DomainFacts | None:
-        try:
-            facts = self._hypervisor.domain(domid)
-        except OSError as e:
-            log.error("the hypervisor says nothing of domain %d: %s", domid, e)
-            return None
-        return facts if facts is not None and not facts.gone else None
-
     def _bind(self, domid: int, remote_port: int) -> None:
-        offer = self._store.domains.offers.get(domid)
-        if offer is not None and offer.remote_port == remote_port and offer.port:
-            return  # of a Logic that died before it could take it
         self._unbind(domid)
         try:
             self._bound[domid] = self._hypervisor.bind(domid, remote_port), remote_port
@@ -162,7 +155,11 @@ class Registrar:
         if port:
             self._hypervisor.unbind(port)
 
-    def _offer(self, domid: int) -> Answer:
+    def _offer(self, domid: int, remote_port: int | None) -> Answer:
+        """Offers a connection, on another event channel if one is named.
+
+        An offer that a Logic died with before it could take it is made again: its event channel is bound already.
+        """
         offers = self._store.domains.offers
         old = offers.pop(domid, None)
         if old is not None:
@@ -170,10 +167,11 @@ class Registrar:
         given = self._allocate(domid)
         if given is None:
             return Answer(Status.REFUSED)
-        port, remote_port = self._bound.get(domid, (0, 0))
-        offers[domid] = offer = Offer(*given, port, remote_port)
-        domain = self._store.domains.known.find(domid)
-        return Answer(Status.OK, domain.unique_id, *offer)
+        if remote_port is not None and (old is None or not old.port or old.remote_port != remote_port):
+            self._bind(domid, remote_port)
+        port, bound = self._bound.get(domid, (0, 0))
+        offers[domid] = offer = Offer(*given, port, bound)
+        return Answer(Status.OK, self._store.domains.known.find(domid).unique_id, *offer)
 
     # ---- what records say
 

@@ -1,0 +1,174 @@
+"""The reception: takes connections in, gives each a number, a slot and an id, and hands it to the running Logic.
+
+Descriptor exhaustion and a full box pause accepting, with one line in the log, and nothing spins; both end it again.
+Knows nothing of what connections say, and nothing of records.
+"""
+
+import logging
+import os
+import select
+import socket
+from collections import deque
+
+from recovery_box import custody
+from recovery_box.box import Box, BoxFull
+from recovery_box.custody import Handover
+from recovery_box.items import Connection
+from recovery_box.lanes import prepare_slot
+from xenstore_state.domains import PRIVILEGED
+from xenstore_state.store import Store
+
+log = logging.getLogger(__name__)
+
+
+class Reception:
+    """Listening sockets, slots of the box, and connections on their way to Logic."""
+
+    def __init__(
+        self, store: Store, box: Box, listeners: list[socket.socket], epoll: select.epoll, first_number: int
+    ) -> None:
+        self._store = store
+        self._box = box
+        self._listeners = {s.fileno(): s for s in listeners}
+        self._epoll = epoll
+        self._first_number = first_number
+        self.handover = Handover()
+        self._queue: deque[Connection] = deque()
+        self._blocked = False
+        self._next_id = 1
+        self._free: list[int] = []
+        self._used = 0
+        self.accepting = True
+        self._pause_told = False
+
+    def open(self) -> None:
+        """Begins to listen."""
+        for fd in self._listeners:
+            self._epoll.register(fd, select.EPOLLIN)
+
+    def close_in_logic(self) -> None:
+        """In a fresh Logic: clients are State's to accept."""
+        for listener in self._listeners.values():
+            listener.close()
+
+    # ---- slots
+
+    def allocate(self, what: str) -> tuple[int, int] | None:
+        """Id and prepared slot for a connection that is not accepted here; None, and a line in the log, without room."""
+        slot = self._next_slot()
+        try:
+            self._box.ensure_slot(slot)
+        except BoxFull as e:
+            log.error("no connection for %s: %s", what, e)
+            return None
+        return self._take_slot(slot), slot
+
+    def free(self, slot: int) -> None:
+        """A slot may be used again."""
+        self._free.append(slot)
+
+    def _next_slot(self) -> int:
+        return self._free[-1] if self._free else self._used
+
+    def _take_slot(self, slot: int) -> int:
+        """Takes the slot that `_next_slot` named, prepared; the id of its connection."""
+        if self._free:
+            self._free.pop()
+        else:
+            self._used += 1
+        number = self._next_id
+        self._next_id += 1
+        prepare_slot(self._box, slot, number)
+        return number
+
+    def forget_closed(self) -> None:
+        """Connections that have ended give back descriptor and slot."""
+        for connection in self._store.closed:
+            if connection.socket:
+                os.close(connection.fd)
+            self._free.append(connection.slot)
+        self._store.closed.clear()
+        if not self.accepting:
+            self.resume()
+
+    # ---- accepting
+
+    def accept_from(self, fd: int) -> bool:
+        """Takes one waiting client if `fd` is a listener, once there is room for it; whether it is one.
+
+        Whoever else waits makes the listener readable again.
+        """
+        listener = self._listeners.get(fd)
+        if listener is None:
+            return False
+        slot = self._next_slot()
+        try:
+            self._box.ensure_slot(slot)
+            fd = listener._accept()[0]  # type: ignore[attr-defined]  # the number is all that is wanted
+        except BlockingIOError:
+            return True
+        except BoxFull as e:
+            self._pause(str(e))
+            return True
+        except OSError as e:
+            if custody.is_exhaustion(e):
+                self._pause(f"out of descriptors or memory ({e.strerror})")
+            else:
+                log.info("a connection was gone before it was accepted: %s", e)
+            return True
+        fd = custody.settle(fd, self._first_number)
+        if self._pause_told:
+            self._pause_told = False
+            log.warning("accepting connections again")
+        connection = Connection(self._take_slot(slot), slot, fd, PRIVILEGED, True, True)
+        self._queue.append(connection)
+        self._hand_over()
+        self._store.connect(connection)
+        return True
+
+    def resume(self) -> None:
+        """Accepts again: whatever ran out may be there again."""
+        self.accepting = True
+        for fd in self._listeners:
+            self._epoll.modify(fd, select.EPOLLIN)
+
+    def _pause(self, why: str) -> None:
+        self.accepting = False
+        for fd in self._listeners:
+            self._epoll.modify(fd, 0)
+        if not self._pause_told:
+            self._pause_told = True
+            count = len(self._store.items.connections)
+            log.warning("no more connections are accepted for now: %s (%d open)", why, count)
+
+    # ---- handing over
+
+    def before_fork(self) -> None:
+        """A new Logic inherits whatever the last one was still to be given."""
+        self.handover.close()
+        self.handover = Handover()
+        self._queue.clear()
+
+    def after_fork(self) -> None:
+        """In State, after the fork."""
+        self.handover.in_keeper()
+        self._blocked = False
+        self._epoll.register(self.handover.keeper_fd, 0)
+
+    def hand_over_to(self, fd: int) -> bool:
+        """Goes on handing over if `fd` says that there is room again; whether it does."""
+        if fd != self.handover.keeper_fd or not self._blocked:
+            return False
+        self._hand_over()
+        return True
+
+    def _hand_over(self) -> None:
+        queue = self._queue
+        while queue:
+            c = queue[0]
+            if not c.closed and not self.handover.give(c.id, c.slot, c.fd, c.domid):
+                break
+            queue.popleft()
+        if bool(queue) != self._blocked:
+            self._blocked = bool(queue)
+            self._epoll.modify(self.handover.keeper_fd, select.EPOLLOUT if queue else 0)
