@@ -290,6 +290,7 @@ class Rings:
                 done = lane.send()
             lane.release(waiting=channel.waiting)
         except RingIndexError as e:
+            lane.release(waiting=channel.waiting)
             words[W_RING] = 0
             self.fail(channel, ERROR_RING_INDEX, str(e))
             return False

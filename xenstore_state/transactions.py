@@ -81,6 +81,7 @@ class Transaction(View):
         "_changes",
         "_hidden",
         "_limit",
+        "_since",
         "_size",
         "_snapshots",
         "_who",
@@ -100,6 +101,7 @@ class Transaction(View):
         """
         super().__init__(tree)
         self._who = who
+        self._since = tree.generation
         self.held = 0
         """Bytes that `who` is charged with."""
         self.stale = False
@@ -179,7 +181,7 @@ class Transaction(View):
     def generation(self, parts: Parts) -> int:
         """A number that changes when the node does, inside this transaction."""
         if parts in self._changes or parts in self._below or self._is_hidden(parts):
-            return (1 << 62) + len(self.log)
+            return (1 << 62) + (self._since << 20) + len(self.log)
         return self._touch(parts).generation
 
     # ---- the operations, logged

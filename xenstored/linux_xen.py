@@ -11,7 +11,7 @@ kernels before 5.5 map for none but the process that opened it.  The page of dom
 
 Domains: a query lists them (XEN_SYSCTL_getdomaininfolist).  Its interface version and the size of its entries change from
 release to release, so both are found out.  A hypervisor that has it (4.21) is also asked XEN_DOMCTL_get_domain_state, the
-stable operation; others have no unique ids, and the domain's handle, which is its UUID, stands in for it.
+stable operation; others tell no unique ids, and the domain's handle, which is its UUID, stands in for it.
 """
 
 import ctypes
@@ -66,8 +66,8 @@ SYSCTL: Final = 35
 DOMCTL: Final = 36
 GETDOMAININFOLIST: Final = 6
 GET_DOMAIN_STATE: Final = 90
-SYSCTL_VERSIONS: Final = range(0x20, 0x0B, -1)
-"""Interface versions to try: those of Xen 4.5 to 4.21 are 0x0b to 0x16, newer ones count on."""
+SYSCTL_VERSIONS: Final = range(0x20, 0x10, -1)
+"""Interface versions to try, newest first: 0x15 is that of Xen 4.17, and what is looked at here is the same since 4.11."""
 
 DOMCTL_REQUEST: Final = struct.Struct("=IIH6xHHIQ")
 """XEN_DOMCTL_get_domain_state: cmd, interface version, domid; state, capabilities, padding, unique id (all out)"""

@@ -1,0 +1,254 @@
+"""A guest on its ring is served as any client is; and the helpers that all tests of guests share.
+
+Expected everywhere in `test_guest_*` and `test_xsa_*` is what the newest C xenstored answers, except where
+`docs/differences.md` says otherwise.  `differs` marks what Debian's C xenstored 4.17 does otherwise: such a test is
+expected to fail there, and one that does not is reported.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import pytest
+
+from tests.conformance.conftest import CHOICE, UnderTest, running
+from tests.conformance.wire import PATIENCE, Client, Event, Message, Op, strings
+from tests.conformance.xen import Guest, SimulatedXen, wait_until_released
+from tests.oracle.daemons import Daemon
+
+MakeGuest = Callable[..., Guest]
+MIB = 1 << 20
+UNKNOWN = 99
+"""An operation that does not exist; its answer is ENOSYS, and nothing else happens."""
+NEWBORN_DOMIDS = itertools.count(4000)
+
+
+def differs(how: str) -> pytest.MarkDecorator:
+    """For a rule that C xenstored 4.17 does not keep; `how` says what it does instead."""
+    return pytest.mark.xfail(CHOICE == "c", reason=f"C xenstored 4.17: {how}", strict=True)
+
+
+def not_for_c(why: str) -> pytest.MarkDecorator:
+    """For a test that C xenstored 4.17 would fail slowly, or not survive."""
+    return pytest.mark.skipif(CHOICE == "c", reason=f"C xenstored 4.17: {why}")
+
+
+# ---- domains
+
+
+def home_of(guest: Guest) -> str:
+    return f"/local/domain/{guest.domid}"
+
+
+@contextmanager
+def newborn(xen: SimulatedXen, client: Client, *, domid: int = 0, port: int = 7) -> Iterator[Guest]:
+    """A domain that exists and that nobody has introduced; gone at the end, as are its home and its connection."""
+    guest = xen.create(domid or next(NEWBORN_DOMIDS), port=port)
+    try:
+        yield guest
+    finally:
+        xen.destroy(guest.domid)
+        guest.close()
+        wait_until_released(client, guest.domid)
+        client.outcome(Op.RM, strings(home_of(guest)))
+
+
+def give_home(client: Client, guest: Guest) -> None:
+    client.write(home_of(guest))
+    client.set_perms(home_of(guest), f"n{guest.domid}")
+
+
+def introduce(client: Client, guest: Guest) -> None:
+    assert client.call(Op.INTRODUCE, strings(guest.domid, 1, guest.port)) == b"OK\0"
+
+
+def is_introduced(client: Client, domid: int) -> bool:
+    return client.call(Op.IS_DOMAIN_INTRODUCED, strings(domid)) == b"T\0"
+
+
+@contextmanager
+def own_daemon(*extra_args: str) -> Iterator[tuple[Daemon, SimulatedXen, Client]]:
+    """A daemon for one test alone, with its Xen and a connection to it."""
+    with running(*extra_args) as process:
+        if process.xen_dir is None:
+            pytest.skip("needs guests: this daemon does not run on a simulated Xen")
+        with Client(process.socket) as client:
+            yield process, SimulatedXen(process.xen_dir), client
+
+
+def known_process(daemon: UnderTest) -> Daemon:
+    """The daemon's processes, for tests that measure them or read what they say."""
+    if daemon.process is None:
+        pytest.skip("needs to see the daemon's processes")
+    return daemon.process
+
+
+@contextmanager
+def unharmed(daemon: UnderTest) -> Iterator[None]:
+    """Afterwards domain 0 can still read /, the same processes run, and none of them has written a traceback."""
+    process = daemon.process
+    before = process.pids()[:2] if process else []
+    said = len(process.output()) if process else 0
+    yield
+    with Client(daemon.socket) as client:
+        assert client.read("/") == b""
+    if process:
+        assert process.pids()[:2] == before, "a process died and was replaced"
+        assert "Traceback" not in process.output()[said:]
+
+
+# ---- waiting
+
+
+def eventually(condition: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
+    """Returns as soon as the condition holds; fails when it does not within the time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(0.001)
+
+
+def next_events(client: Client, count: int) -> list[Event]:
+    """So many events, those that have come already included; forgets them."""
+    deadline = time.monotonic() + PATIENCE
+    while len(client.events) < count:
+        try:
+            client.receive(max(deadline - time.monotonic(), 0.001))
+        except TimeoutError:
+            raise AssertionError(f"{count} events expected, {len(client.events)} came: {client.events}") from None
+    events = list(client.events)
+    client.forget()
+    return events
+
+
+def many_turns(client: Client) -> None:
+    """Keeps the daemon busy with somebody else long enough to do whatever it means to do without being asked."""
+    for _ in range(50):
+        client.call(Op.GET_DOMAIN_PATH, b"0\0")
+
+
+def is_served(client: Client) -> bool:
+    return client.call(Op.GET_DOMAIN_PATH, b"7\0") == b"/local/domain/7\0"
+
+
+# ---- rings
+
+
+def fill_responses(guest: Guest) -> None:
+    """Makes the ring of responses full, without a byte in it that means anything."""
+    guest.set_field("rsp_cons", guest.field("rsp_prod") - 1024)
+
+
+def empty_responses(guest: Guest) -> None:
+    """Makes room again after `fill_responses`, provided that nothing could be put there since."""
+    guest.set_field("rsp_cons", guest.field("rsp_prod"))
+    guest.kick()
+
+
+def replies(guest: Guest, count: int) -> list[Message]:
+    """So many messages that are no events."""
+    found: list[Message] = []
+    while len(found) < count:
+        message = guest.receive()
+        if message.op != Op.WATCH_EVENT:
+            found.append(message)
+    return found
+
+
+# ---- accounts
+
+
+class Account(NamedTuple):
+    """One line of CONTROL `quota <domid>`: how much now, how much at most so far, how often refused."""
+
+    used: int
+    most: int | None
+    refused: int
+
+
+def account(client: Client, domid: int, quota: str) -> Account:
+    """What the daemon counts for a domain; C xenstored 4.17 shows no `most`, only ours shows refusals."""
+    text = client.call(Op.CONTROL, strings("quota", domid)).decode()
+    line = re.search(rf"^{quota} *: *(\d+)(?: \(max +(\d+)\))?(?: refused (\d+))?$", text, re.MULTILINE)
+    assert line, f"no line for {quota} in {text!r}"
+    return Account(int(line[1]), int(line[2]) if line[2] else None, int(line[3] or 0))
+
+
+def set_quota(client: Client, guest: Guest, quota: str, value: int) -> None:
+    assert client.call(Op.SET_QUOTA, strings(guest.domid, quota, value)) == b"OK\0"
+
+
+def nodes_owned(client: Client, domid: int, path: str = "/") -> int:
+    """How many nodes at and below the path the domain owns, found by walking there."""
+    below = "" if path == "/" else path
+    count, waiting = 0, [(path, below)]
+    while waiting:
+        at, prefix = waiting.pop()
+        count += client.get_perms(at)[0][1:] == str(domid).encode()
+        waiting += [(child, child) for child in (f"{prefix}/{name.decode()}" for name in client.directory(at))]
+    return count
+
+
+# ---- a guest is a client
+
+
+def test_a_guest_reads_and_writes_below_its_home(guest: MakeGuest, client: Client) -> None:
+    one = guest()
+    one.write("a/b", b"value")
+    assert one.read("a/b") == one.read(f"{home_of(one)}/a/b") == client.read(f"{home_of(one)}/a/b") == b"value"
+    assert one.directory("a") == [b"b"]
+
+
+def test_a_guest_and_a_socket_see_each_others_changes(guest: MakeGuest, client: Client) -> None:
+    one = guest()
+    one.watch("a", "t")
+    client.watch(home_of(one), "s")
+    client.write(f"{home_of(one)}/a", b"1")
+    assert one.events_so_far() == [Event(b"a", b"t")]
+    one.write("a", b"2")
+    assert client.events_so_far() == [Event(f"{home_of(one)}/a".encode(), b"s")] * 2
+    assert client.read(f"{home_of(one)}/a") == b"2"
+
+
+def test_a_guests_replies_come_in_the_order_of_its_requests(guest: MakeGuest) -> None:
+    one = guest()
+    answers = one.pipeline([(Op.GET_DOMAIN_PATH, strings(i)) for i in range(200)])
+    assert [message.payload for message in answers] == [strings(f"/local/domain/{i}") for i in range(200)]
+
+
+def test_a_guests_transaction_is_seen_when_it_ends(guest: MakeGuest, client: Client) -> None:
+    one = guest()
+    tx = one.start()
+    one.write("a", b"v", tx=tx)
+    assert not client.exists(f"{home_of(one)}/a")
+    assert one.commit(tx) == "OK"
+    assert client.read(f"{home_of(one)}/a") == b"v"
+
+
+def test_a_transaction_of_one_guest_is_none_of_another(guest: MakeGuest) -> None:
+    """transaction.c:transaction_lookup: ids are per connection"""
+    one, two = guest(), guest()
+    tx = one.start()
+    assert two.outcome(Op.READ, strings("a"), tx=tx) == "ENOENT"
+    assert one.commit(tx) == "OK"
+
+
+def test_domain_0_has_a_ring_with_all_its_rights(dom0_ring: Guest, client: Client, guest: MakeGuest, node: str) -> None:
+    """core.h:domain_is_unprivileged"""
+    one = guest()
+    dom0_ring.write(f"{node}/x", b"1")
+    assert client.read(f"{node}/x") == b"1"
+    assert is_introduced(dom0_ring, one.domid)
+    dom0_ring.write(f"{home_of(one)}/x", b"0")
+    assert dom0_ring.get_perms(f"{home_of(one)}/x") == [f"n{one.domid}".encode()]
+
+
+def test_relative_paths_on_domain_0s_ring_lie_below_domain_0(dom0_ring: Guest, client: Client, home: str) -> None:
+    """domain.c:get_implicit_path"""
+    dom0_ring.write("rel/x", b"v")
+    assert client.read(f"{home}/rel/x") == b"v"
