@@ -9,7 +9,7 @@ whose requests must wait sees its ring fill up.  A peer that writes the daemon's
 be, gets `RingIndexError`.  Knows nothing of messages.
 """
 
-from protocol.ring import REQ_CONS, RSP_PROD, RingIndexError, RingPage
+from protocol.ring import REQ_CONS, REQ_PROD, RING_SIZE, RSP_CONS, RSP_PROD, RingIndexError, RingPage
 from recovery_box.box import REGION_SIZE, Box
 from recovery_box.lanes import M32, MASK, Lane
 
@@ -84,6 +84,18 @@ class RingLane(Lane):
             self._shown = (shown + ahead) & M32
             page.consumed(self._shown)
             self.news = True
+
+    def overtaken(self, *, waiting: bool) -> bool:
+        """Whether the peer has done something since it was last looked at, for which it may not send an event.
+
+        A peer that puts a request behind others sends an event only if it found them taken, and one that takes output
+        only if it found its ring full; so after an index was published, its own must be looked at again.
+        """
+        page = self.page
+        assert page is not None
+        if self.made != self.sent:
+            return page.words[RSP_PROD] == self.sent and (self.sent - page.words[RSP_CONS]) & M32 < RING_SIZE
+        return not waiting and page.words[REQ_PROD] != self.fill and (self.fill - self.head) & M32 < REGION_SIZE
 
     def skip(self, count: int) -> None:
         """Takes `count` bytes from the ring that nobody will answer; the last thing that is done with it."""

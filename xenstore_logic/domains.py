@@ -176,10 +176,13 @@ def learn(core: Core, domid: int) -> None:
 # ---- what the hypervisor says
 
 
-def gone(core: Core, domid: int) -> bool:
-    """A domain is no more; whether there was anything to do.  Of one that was never introduced nobody is told."""
+def gone(core: Core, domid: int, unique_id: int | None = None) -> bool:
+    """A domain is no more; whether there was anything to do.  Of one that was never introduced nobody is told.
+
+    News of an earlier domain of this number (`unique_id` says which it means) comes too late.
+    """
     domain = core.store.domains.known.get(domid)
-    if domain is None or domid == PRIVILEGED:
+    if domain is None or domid == PRIVILEGED or unique_id not in {None, domain.unique_id}:
         return False
     domain.gone = True
     introduced = domain.introduced
@@ -189,20 +192,23 @@ def gone(core: Core, domid: int) -> bool:
     return True
 
 
-def shut_down(core: Core, domid: int) -> bool:
+def shut_down(core: Core, domid: int, unique_id: int) -> bool:
     """A domain has shut down; whether that is news.  Those who watch all of them are told once, by `scanned`."""
     domain = core.store.domains.introduced(domid)
-    if domain is None or domain.shutdown:
+    if domain is None or domain.shutdown or domain.unique_id != unique_id:
         return False
     core.perform(effects.SHUTDOWN, core.store.house, domid)
     core.fire_special(RELEASE_DOMAIN, domid, plain=False)
     return True
 
 
-def scanned(core: Core) -> None:
-    """All domains that have shut down were told of."""
-    core.perform(effects.NOTHING, core.store.house)
+def scanned(core: Core) -> bool:
+    """All domains that have shut down were told of; whether there were any."""
+    if not core.store.domains.shutdown_untold:
+        return False
+    core.perform(effects.SCANNED, core.store.house)
     core.fire_special(RELEASE_DOMAIN, None)
+    return True
 
 
 def _tell_release(core: Core, domid: int) -> None:

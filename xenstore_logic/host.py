@@ -66,13 +66,17 @@ class XenHost:
         page = self.page(domid)
         if page is None:
             raise EINVAL
-        answer = self._ask(Question.BIND, domid, page.event_port or remote_port)
-        if answer.status == Status.REFUSED:
-            raise StoreError("ENOMEM")
-        if answer.status != Status.OK or (not answer.port and domain is None):
-            if domain is None:
+        bound = False
+        try:
+            answer = self._ask(Question.BIND, domid, page.event_port or remote_port)
+            if answer.status == Status.REFUSED:
+                raise StoreError("ENOMEM")
+            bound = answer.status == Status.OK and (bool(answer.port) or domain is not None)
+            if not bound:
+                raise EINVAL
+        finally:
+            if not bound and domain is None:
                 self.unmap(domid)
-            raise EINVAL
 
     @property
     def hearing_fd(self) -> int:
@@ -104,7 +108,7 @@ class XenHost:
         if answer.status == Status.STALE:
             raise Later(domid)
         domains = self._store.domains
-        if answer.unique_id and answer.status == Status.OK and domid not in domains.known:
+        if answer.unique_id and domid not in domains.known:
             domains.learn(domid, answer.unique_id)
         if answer.connection:
             domains.offers[domid] = Offer(answer.connection, answer.slot, answer.port, answer.remote_port)

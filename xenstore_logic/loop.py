@@ -15,7 +15,7 @@ import os
 import select
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from protocol.errors import StoreError
 from protocol.ops import Op
@@ -31,7 +31,7 @@ from xenstore_logic.channels import Channel
 from xenstore_logic.core import Core, Performed
 from xenstore_logic.host import Later
 from xenstore_logic.rings import Rings
-from xenstore_state.effects import CHANGES_CONNECTIONS, CLOSE, NOTHING
+from xenstore_state.effects import CHANGES_CONNECTIONS, CLOSE, ENDS_DOMAIN, NOTHING
 from xenstore_state.records import Output, Record, encode
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ _GONE: Final = select.EPOLLHUP | select.EPOLLERR
 DOES_NOT_READ: Final = "does not read what it is sent"
 _CROWDED: Final = REGION_SIZE - MESSAGE_MAX
 """With more unsent output than this, the next reply might not fit."""
+_EINVAL: Final = StoreError("EINVAL").payload
 _EIO: Final = StoreError("EIO").payload
 _NOTHING: Final[Performed] = (NOTHING, (), "")
 
@@ -147,6 +148,7 @@ class Loop:
 
     def _continue(self, channel: Channel) -> None:
         lane, by = channel.lane, channel.connection
+        by.pending.trim(lane.made)
         for chunk in by.pending.chunks:
             self._link(chunk.cause, 1)
         if lane.unsent > REGION_SIZE or (lane.fill - lane.head) & M32 > REGION_SIZE:
@@ -258,10 +260,11 @@ class Loop:
                 try:
                     reply = core.handle(by, op, req_id, tx_id, payload)
                 except Later as e:
-                    self.for_the_house(partial(domains.gone, core, e.domid))
-                    if by.closed:
-                        return
-                    continue
+                    if self.for_the_house(partial(domains.gone, core, e.domid)):
+                        if by.closed:
+                            return
+                        continue
+                    reply = HEADER.pack(Op.ERROR, req_id, tx_id, len(_EINVAL)) + _EINVAL
                 if bound and self.rings is not None:
                     reply = self.rings.within_memory(channel, reply)
             if trace.active:
@@ -311,15 +314,17 @@ class Loop:
                 self._wake()
             lane.answer(reply, head)
             if kind in CHANGES_CONNECTIONS:
-                self._follow()
+                self._follow(kind, arguments)
             return
         self._publish_all(by, channel, reply, head, effect)
 
-    def for_the_house(self, act: Callable[[], object]) -> None:
-        """Does something on the daemon's own behalf, and publishes it unless `act` returns False."""
-        if act() is not False and self.core.effect is not None:
-            effect, self.core.effect = self.core.effect, None
-            self._publish_all(self.core.store.house, None, b"", 0, effect)
+    def for_the_house(self, act: Callable[[], object]) -> bool:
+        """Does something on the daemon's own behalf, and publishes it unless `act` returns False; whether it did."""
+        if act() is False or self.core.effect is None:
+            return False
+        effect, self.core.effect = self.core.effect, None
+        self._publish_all(self.core.store.house, None, b"", 0, effect)
+        return True
 
     def _publish_all(self, by: Connection, channel: Channel | None, reply: bytes, head: int, effect: Performed) -> None:
         kind, arguments, outcome = effect
@@ -345,7 +350,7 @@ class Loop:
             if to.connection.overflowed:
                 self._hang_up(to, DOES_NOT_READ)
         if kind in CHANGES_CONNECTIONS:
-            self._follow()
+            self._follow(kind, arguments)
             self._answer_anew(by, reply)
 
     def _answer_anew(self, by: Connection, reply: bytes) -> None:
@@ -374,7 +379,7 @@ class Loop:
                 if by.waiting:
                     self._ready[by] = None
 
-    def _follow(self) -> None:
+    def _follow(self, kind: int, arguments: tuple[Any, ...]) -> None:
         """Connections of rings have ended or begun with what was just published."""
         store, rings = self.core.store, self.rings
         assert rings is not None
@@ -387,6 +392,8 @@ class Loop:
                 self._dirty.pop(channel, None)
                 self._ready.pop(channel, None)
             rings.drop(connection, channel)
+        if kind in ENDS_DOMAIN:
+            rings.forget(arguments[0])
         for connection in begun:
             rings.open(self.add(connection))
 

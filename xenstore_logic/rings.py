@@ -108,7 +108,6 @@ class Rings:
         self._renewed: dict[int, float] = {}
         """When a domain last connected anew."""
         self._warned: dict[tuple[int, str], float] = {}
-        self._shut_down = False
         loop.rings = self
         loop.core.outstanding = self._outstanding
 
@@ -165,12 +164,14 @@ class Rings:
         elif self._sleeping.get(by.port) is by:
             del self._sleeping[by.port]
         domain = self._core.store.domains.introduced(by.domid)
-        if domain is None:
-            self._renewed.pop(by.domid, None)
-        if domain is None or domain.error:
-            if domain is not None:
-                self._show_error(by.domid, domain.error)
+        if domain is not None and domain.error:
+            self._show_error(by.domid, domain.error)
             self._host.unmap(by.domid)
+
+    def forget(self, domid: int) -> None:
+        """A domain is no more."""
+        self._renewed.pop(domid, None)
+        self._host.unmap(domid)
 
     def _show_error(self, domid: int, error: int) -> None:
         page = self._host.page(domid)
@@ -205,6 +206,9 @@ class Rings:
     # ---- events
 
     def _on_events(self) -> None:
+        if self.taken:  # of the Logic before: what stands in the buffer must not be lost to what comes
+            self._loop.flush()
+            self.unmask()
         self._hypervisor.receive(self._events)
         self._deal()
 
@@ -296,7 +300,9 @@ class Rings:
             return False
         if lane.news:
             lane.news = False
-            self._hypervisor.notify(by.port)
+            self._notify(by)
+            if lane.overtaken(waiting=channel.waiting):
+                self._kick_at[channel] = 0
         words[W_RING] = 0
         if channel.bound:
             if done and not by.pending.chunks:
@@ -307,6 +313,12 @@ class Rings:
         elif done:
             channel.queued.clear()
         return done or lane.sent != before
+
+    def _notify(self, by: Connection) -> None:
+        try:
+            self._hypervisor.notify(by.port)
+        except OSError as e:  # its event channel was given up, for a connection that is about to begin
+            log.info("domain %d cannot be notified: %s", by.domid, e.strerror)
 
     # ---- what holds a guest back
 
@@ -449,24 +461,18 @@ class Rings:
         core, act = self._core, self._loop.for_the_house
         appeared = False
         while (message := self._host.hear()) is not None:
-            for kind, domid in NEWS.iter_unpack(message):
+            for kind, domid, unique_id in NEWS.iter_unpack(message):
                 if kind == News.GONE:
-                    act(partial(domains.gone, core, domid))
+                    act(partial(domains.gone, core, domid, unique_id))
                 elif kind == News.SHUTDOWN:
-                    act(partial(self._note_shutdown, domid))
-                elif kind == News.SCANNED and self._shut_down:
-                    self._shut_down = False
+                    act(partial(domains.shut_down, core, domid, unique_id))
+                elif kind == News.SCANNED:
                     act(partial(domains.scanned, core))
                 elif kind == News.APPEARED:
                     appeared = True
                     self._introduce(domid)
         if appeared:
             self._host.settled()
-
-    def _note_shutdown(self, domid: int) -> bool:
-        news = domains.shut_down(self._core, domid)
-        self._shut_down = self._shut_down or news
-        return news
 
     def _introduce(self, domid: int) -> None:
         """Introduces a domain that was there before the daemon, and continues where its ring is."""

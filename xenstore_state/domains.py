@@ -75,6 +75,8 @@ class Domains:
         """Highest amounts seen (CONTROL quota max)."""
         self.offers: dict[int, Offer] = {}
         """By domid."""
+        self.shutdown_untold = False
+        """Domains have shut down, and those who watch all of them have not been told."""
         self.keep_orphans = False
         """Nodes of a domain that is gone pass to the privileged domain instead of going with it."""
         self.learn(PRIVILEGED, 0).introduced = True

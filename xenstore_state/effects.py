@@ -49,6 +49,7 @@ IGNORE: Final = 24
 EXPIRE: Final = 25
 REFUSED: Final = 26
 NOTHING: Final = 27
+SCANNED: Final = 28
 
 GLOBAL: Final = -1
 """In place of a domid: the global quotas, which new domains copy."""
@@ -212,6 +213,14 @@ def gone(store: Store, by: Connection, domid: int) -> list[Fired]:
 def shutdown(store: Store, by: Connection, domid: int) -> None:
     """A domain has shut down."""
     _by_house(store, by, domid).shutdown = True
+    store.domains.shutdown_untold = True
+
+
+def scanned(store: Store, by: Connection) -> None:
+    """Who watches all domains was told that some have shut down."""
+    if by is not store.house:
+        raise EINVAL
+    store.domains.shutdown_untold = False
 
 
 def resume(store: Store, by: Connection, domid: int) -> None:
@@ -296,6 +305,7 @@ EFFECTS: Final = {
     EXPIRE: Effect((int, int), expire),
     REFUSED: Effect((str,), refused),
     NOTHING: Effect((), nothing),
+    SCANNED: Effect((), scanned),
 }
 
 PERFORM: Final = {kind: effect.perform for kind, effect in EFFECTS.items()}

@@ -319,6 +319,7 @@ class Keeper:
         self._drain()
         self._epoll.unregister(self._line.question_fd)  # which a dead Logic would leave readable
         self._consumer.drop_staged()
+        self._applier.trim()
         self._count_try(number)
         own_fault = number not in {signal.SIGKILL, signal.SIGTERM}
         self._failures = self._failures + 1 if own_fault and died - started < BACKOFF_MAX else 0

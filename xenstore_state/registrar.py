@@ -74,9 +74,9 @@ class Answer(NamedTuple):
 QUESTION: Final = struct.Struct("=BII")
 """Question, domid, remote port."""
 ANSWER: Final = struct.Struct("=BQQIII")
-NEWS: Final = struct.Struct("=BI")
-"""News, domid."""
-NEWS_MAX: Final = 512
+NEWS: Final = struct.Struct("=BIQ")
+"""News, domid, the domain's unique id."""
+NEWS_MAX: Final = 256
 """Items in one message."""
 
 
@@ -117,9 +117,10 @@ class Registrar:
                 self._to_introduce.clear()
             return ANSWER.pack(*Answer(Status.OK))
         status = self._learn(domid)
-        if status != Status.OK or kind == Question.LEARN:
-            domain = self._store.domains.known.get(domid)
-            return ANSWER.pack(*Answer(status, domain.unique_id if domain is not None else 0))
+        if status != Status.OK:
+            return ANSWER.pack(*Answer(status))
+        if kind == Question.LEARN:
+            return ANSWER.pack(*Answer(Status.OK, self._store.domains.known.find(domid).unique_id))
         return ANSWER.pack(*self._offer(domid, remote_port if kind == Question.BIND else None))
 
     def _learn(self, domid: int) -> Status:
@@ -164,14 +165,14 @@ class Registrar:
         old = offers.pop(domid, None)
         if old is not None:
             self._free(old.slot)
-        given = self._allocate(domid)
+        given, unique_id = self._allocate(domid), self._store.domains.known.find(domid).unique_id
         if given is None:
-            return Answer(Status.REFUSED)
+            return Answer(Status.REFUSED, unique_id)
         if remote_port is not None and (old is None or not old.port or old.remote_port != remote_port):
             self._bind(domid, remote_port)
         port, bound = self._bound.get(domid, (0, 0))
         offers[domid] = offer = Offer(*given, port, bound)
-        return Answer(Status.OK, self._store.domains.known.find(domid).unique_id, *offer)
+        return Answer(Status.OK, unique_id, *offer)
 
     # ---- what records say
 
@@ -191,28 +192,28 @@ class Registrar:
         except OSError as e:
             log.error("the hypervisor cannot be asked about domains: %s", e)
             return
-        news: list[tuple[int, int]] = []
+        news: list[tuple[int, int, int]] = []
         for domain in self._store.domains.known:
             if domain.domid == PRIVILEGED:
                 continue
             facts = existing.get(domain.domid)
             if facts is None or facts.gone or facts.unique_id != domain.unique_id:
                 domain.gone = True
-                news.append((News.GONE, domain.domid))
+                news.append((News.GONE, domain.domid, domain.unique_id))
             elif facts.shutdown and not domain.shutdown and domain.introduced:
-                news.append((News.SHUTDOWN, domain.domid))
-        if news:
-            self._send([*news, (News.SCANNED, 0)])
+                news.append((News.SHUTDOWN, domain.domid, domain.unique_id))
+        if news or self._store.domains.shutdown_untold:
+            self._send([*news, (News.SCANNED, 0, 0)])
 
     def tell_all(self) -> None:
         """To be called for a new Logic: everything that has not been recorded."""
-        self._send([(News.APPEARED, domid) for domid in sorted(self._to_introduce) if not self._has_ring(domid)])
+        self._send([(News.APPEARED, domid, 0) for domid in sorted(self._to_introduce) if not self._has_ring(domid)])
         self.scan()
 
     def _has_ring(self, domid: int) -> bool:
         domain = self._store.domains.introduced(domid)
         return domain is not None and (domain.connection is not None or bool(domain.error))
 
-    def _send(self, news: list[tuple[int, int]]) -> None:
+    def _send(self, news: list[tuple[int, int, int]]) -> None:
         for start in range(0, len(news), NEWS_MAX):
             self._tell(b"".join(NEWS.pack(*item) for item in news[start : start + NEWS_MAX]))

@@ -15,7 +15,7 @@ from xenstore_state.access import IGNORED, Acl, Subject, without
 from xenstore_state.domains import PRIVILEGED, Domain, Domains
 from xenstore_state.quotas import check
 from xenstore_state.transactions import Transaction
-from xenstore_state.tree import Node, Parts, Tree
+from xenstore_state.tree import Node, Parts, Tree, is_special
 from xenstore_state.views import Fired, Live, View
 from xenstore_state.watches import Watch, WatchTrie
 
@@ -237,7 +237,7 @@ class Store:
             return []
         acl = without(node.acl, domid)
         if acl[0][1] == domid:
-            if parts and not self.domains.keep_orphans:
+            if parts and not is_special(parts) and not self.domains.keep_orphans:
                 return self.live.remove(parts)
             acl = ((acl[0][0], PRIVILEGED), *acl[1:])
         tree.set_acl(node, acl, tree.generation + 1, parts)

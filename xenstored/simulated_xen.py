@@ -10,6 +10,7 @@
 The same directory drives Debian's daemons under the tests' shim.  Not simulated: masking of events, grant references.
 """
 
+import errno
 import mmap
 import os
 import socket
@@ -161,7 +162,10 @@ class SimulatedXen:
 
     def notify(self, port: int) -> None:
         """Sends an event; a domain whose socket is full, or gone, has all it needs to look."""
-        event, address = self._addresses[port]
+        found = self._addresses.get(port)
+        if found is None:
+            raise OSError(errno.ENOTCONN, "the port is not bound")
+        event, address = found
         try:
             self._socket.sendto(event, address)
         except OSError:
