@@ -14,6 +14,7 @@ from recovery_box.items import Connection
 from xenstore_logic import trace
 from xenstore_state import effects, quotas
 from xenstore_state.domains import Domain
+from xenstore_state.restarts import POLICY, Policy
 from xenstore_state.tree import walk
 
 if TYPE_CHECKING:
@@ -234,6 +235,32 @@ def _live_update(core: "Core", by: Connection, arguments: list[str]) -> str:
             raise EINVAL
 
 
+def _restart(core: "Core", by: Connection, arguments: list[str]) -> str:
+    """Lets another Logic take over at the end of this turn."""
+    _none(arguments)
+    core.retiring = True
+    return OK
+
+
+def _restarts(core: "Core", by: Connection, arguments: list[str]) -> str:
+    """Shows how often and why Logic was restarted, and when it is on purpose."""
+    _none(arguments)
+    return f"policy: {core.store.items.settings.get(POLICY) or 'on-crash'}\n" + core.history
+
+
+def _restart_policy(core: "Core", by: Connection, arguments: list[str]) -> str:
+    """Shows or sets when Logic is restarted on purpose."""
+    if not arguments:
+        return f"{core.store.items.settings.get(POLICY) or 'on-crash'}\n"
+    text = _only(arguments)
+    try:
+        Policy.parse(text)
+    except ValueError:
+        raise EINVAL from None
+    core.perform(effects.SETTING, by, POLICY, text)
+    return OK
+
+
 def _help(core: "Core", by: Connection, arguments: list[str]) -> str:
     """Lists the commands."""
     _none(arguments)
@@ -267,5 +294,8 @@ COMMANDS: Final = {
     "print": Command(_print, "<string>"),
     "quota": Command(_quota, "[set <name> <val>|<domid>|max [-r]]"),
     "quota-soft": Command(_quota_soft, "[set <name> <val>]"),
+    "restart": Command(_restart, ""),
+    "restarts": Command(_restarts, ""),
+    "restart-policy": Command(_restart_policy, "[on-crash|every=<seconds>|after=<requests>]"),
     "help": Command(_help, ""),
 }

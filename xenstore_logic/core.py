@@ -53,6 +53,10 @@ class Core:
         self.events: list[tuple[Connection, bytes]] = []
         self.late_events: list[tuple[Connection, bytes]] = []
         self.trace = Trace()
+        self.retiring = False
+        """This Logic was asked to make room for another."""
+        self.history = ""
+        """What is known of restarts of Logic."""
         self.outstanding: Callable[[Connection], int] = lambda ring: 0
         """How many requests of a ring are outstanding; who serves rings knows."""
         self._rows = {int(op): (handlers[op], row.privileged, row.uses_tx) for op, row in OPERATIONS.items()}

@@ -13,6 +13,7 @@ is in `rings`.
 import logging
 import os
 import select
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -21,7 +22,7 @@ from protocol.errors import StoreError
 from protocol.ops import Op
 from protocol.ring import ERROR_COMM, ERROR_PROTOCOL
 from protocol.wire import HEADER, HEADER_SIZE, MESSAGE_MAX, PAYLOAD_MAX, messages
-from recovery_box.box import REGION_SIZE, W_ACTIVE, W_ASLEEP, Box
+from recovery_box.box import REGION_SIZE, W_ACTIVE, W_ASLEEP, W_BEAT, Box
 from recovery_box.custody import shut_down
 from recovery_box.items import Chunk, Connection
 from recovery_box.journal import Producer
@@ -44,6 +45,8 @@ _IN: Final = select.EPOLLIN
 _OUT: Final = select.EPOLLOUT
 _GONE: Final = select.EPOLLHUP | select.EPOLLERR
 DOES_NOT_READ: Final = "does not read what it is sent"
+BEAT_SECONDS: Final = 0.5
+"""Longest time between two turns."""
 _CROWDED: Final = REGION_SIZE - MESSAGE_MAX
 """With more unsent output than this, the next reply might not fit."""
 _EINVAL: Final = StoreError("EINVAL").payload
@@ -73,7 +76,11 @@ class Loop:
         """Channels with output made in this turn."""
         self.poison: frozenset[tuple[int, int]] = frozenset()
         """(connection id, stream position) of requests that killed Logic too often; they are answered with EIO."""
+        self._penalized: dict[Channel, float] = {}
+        """Whose requests have killed Logic, with until when they are not served."""
         self.running = True
+        self.served = 0
+        """Requests handled."""
         self.rings: Rings | None = None
         """None without a hypervisor."""
 
@@ -167,20 +174,17 @@ class Loop:
 
     # ---- turning
 
-    def run(self) -> None:
-        """Serves until `running` is False."""
-        self.flush()
-        while self.running:
-            self.turn()
-
-    def turn(self, timeout: float = -1) -> None:
-        """One turn; waits for something to do if there is nothing."""
+    def turn(self, timeout: float = BEAT_SECONDS) -> None:
+        """One turn; waits for something to do if there is nothing, but not longer than a heart may stand still."""
         by_fd, rings = self._by_fd, self.rings
+        self._words[W_BEAT] += 1
         called = []
         if self._ready:
             timeout = 0
         elif rings is not None and rings.timed:
             timeout = rings.wait(timeout)
+        if self._penalized:
+            self._forgive()
         for fd, mask in self._epoll.poll(timeout, BATCH):
             channel = by_fd.get(fd)
             if channel is None and fd in self._sleeping:
@@ -205,6 +209,21 @@ class Loop:
             self.flush()
         if rings is not None and rings.taken:
             rings.unmask()
+
+    def punish(self, penalties: dict[int, float]) -> None:
+        """Does not serve these connections (by id) until then (seconds of the monotonic clock)."""
+        for number, until in penalties.items():
+            connection = self.core.store.items.connections.get(number)
+            if connection is not None:
+                log.warning("connection %d (domain %d) has to wait: its requests kill Logic", number, connection.domid)
+                self._penalized[self.channel(connection)] = until
+
+    def _forgive(self) -> None:
+        now = time.monotonic()
+        for channel in [c for c, until in self._penalized.items() if until <= now]:
+            del self._penalized[channel]
+            if not channel.connection.closed:
+                self._ready[channel] = None
 
     def _serve(self, channel: Channel, mask: int) -> None:
         if mask & _IN:
@@ -246,10 +265,14 @@ class Loop:
             end = HEADER_SIZE + length
             if end > there:
                 return
+            if self._penalized and channel in self._penalized:
+                channel.waiting = True
+                return
             if bound and self.rings is not None and not self.rings.may_go(channel):
                 channel.waiting = True
                 return
             words[W_ACTIVE] = by.slot << 32 | head
+            self.served += 1
             payload = data[HEADER_SIZE:end]
             if trace.active:
                 trace.message("IN", by, op, payload)

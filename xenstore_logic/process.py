@@ -8,6 +8,7 @@ import ctypes
 import logging
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
@@ -18,11 +19,12 @@ from recovery_box.items import Connection
 from xenstore_logic.control import apply_trace_settings
 from xenstore_logic.core import Core
 from xenstore_logic.host import XenHost
-from xenstore_logic.loop import Loop
+from xenstore_logic.loop import BEAT_SECONDS, Loop
 from xenstore_logic.requests import HANDLERS
 from xenstore_logic.rings import Rings
 from xenstore_state.domains import PRIVILEGED
 from xenstore_state.keeper import Inheritance
+from xenstore_state.restarts import POLICY, Planned, Policy
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +36,8 @@ FULL_WAIT: Final = 0.0002
 """Seconds to wait for State when the journal is full."""
 
 
-def run_logic(inheritance: Inheritance) -> None:
-    """Runs Logic until it is told to end.  To be called in a fresh fork of State."""
+def run_logic(inheritance: Inheritance) -> int:
+    """Runs Logic until it is told to end, or retires.  To be called in a fresh fork of State.  The exit status."""
     _settle_in()
     host = None
     if inheritance.hypervisor is not None:
@@ -58,8 +60,10 @@ def run_logic(inheritance: Inheritance) -> None:
     loop.listen_to(inheritance.handover.worker_fd, take)
     if host is not None:
         Rings(loop, host, inheritance.box).listen()
+    core.history = inheritance.history
+    loop.punish(inheritance.penalties)
     loop.recover(inheritance.last)
-    Guest(loop).run()
+    return Guest(loop).run()
 
 
 def _settle_in() -> None:
@@ -82,9 +86,13 @@ class Guest:
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._scope: trio.CancelScope | None = None
         self._over = False
+        self._policy_text: object = None
+        self._policy = Policy()
+        self._started = time.monotonic()
+        self._reason_to_retire()
 
-    def run(self) -> None:
-        """Serves until SIGTERM, then finishes the turn and ends trio."""
+    def run(self) -> int:
+        """Serves until SIGTERM, then ends trio; or until it is time to retire, which needs no end.  The exit status."""
         loop = self._loop
         loop.flush()
         loop.turn(0)
@@ -96,7 +104,30 @@ class Guest:
             restrict_keyboard_interrupt_to_checkpoints=True,
         )
         while not self._over:
-            loop.turn()
+            loop.turn(self._patience())
+            reason = self._reason_to_retire()
+            if reason is not None:
+                return reason
+        return Planned.STOP
+
+    def _patience(self) -> float:
+        every = self._policy.every
+        return min(BEAT_SECONDS, max(0.0, self._started + every - time.monotonic())) if every else BEAT_SECONDS
+
+    def _reason_to_retire(self) -> Planned | None:
+        """Between turns everything is published and sent, or stands in the box: this Logic is not needed any more."""
+        core = self._loop.core
+        text = core.store.items.settings.get(POLICY)
+        if text is not self._policy_text:
+            self._policy_text, self._policy = text, Policy.parse(str(text)) if text else Policy()
+        if core.retiring:
+            return Planned.ASKED
+        every, after = self._policy
+        if after and self._loop.served >= after:
+            return Planned.AFTER
+        if every and time.monotonic() - self._started >= every:
+            return Planned.EVERY
+        return None
 
     def _call(self, call: Callable[[], object]) -> None:
         self._calls.append(call)
@@ -116,10 +147,12 @@ class Guest:
             await nursery.start(self._signals)
 
     async def _signals(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP) as signals:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1) as signals:
             task_status.started()
             async for number in signals:
                 if number == signal.SIGHUP:
                     apply_trace_settings(self._loop.core)
+                elif number == signal.SIGUSR1:
+                    self._loop.core.retiring = True
                 else:
                     return

@@ -17,17 +17,18 @@ from typing import Final
 
 from protocol.ring import ERROR_COMM
 from recovery_box import custody
-from recovery_box.box import NO_REQUEST, W_ACTIVE, W_ASLEEP, Box
+from recovery_box.box import W_ASLEEP, W_BEAT, Box
 from recovery_box.custody import Handover
 from recovery_box.items import Connection
 from recovery_box.journal import Consumer, JournalCorrupt, Producer
-from recovery_box.lanes import M32, input_consumed, output_made
+from recovery_box.lanes import output_made
 from recovery_box.line import Line
 from xenstore_state.effects import ENDS_DOMAIN
 from xenstore_state.hypervisor import Hypervisor
 from xenstore_state.reception import Reception
 from xenstore_state.records import Applier, BadRecord, Record, decode
 from xenstore_state.registrar import Registrar
+from xenstore_state.restarts import REASONS, Death, Planned, Restarts
 from xenstore_state.store import Store
 
 log = logging.getLogger(__name__)
@@ -41,15 +42,14 @@ DRAIN_RECORDS: Final = 256
 SLEEP: Final = 1.0
 """Longest sleep, in seconds: should a wake-up ever be missed."""
 BACKLOG: Final = 256
-OWN_TRIES: Final = 2
-"""Deaths by Logic's own fault after which the request at hand is answered with EIO."""
-KILL_TRIES: Final = 5
-"""The same for deaths by SIGKILL from outside."""
 STOP_SECONDS: Final = 2.0
 """How long Logic may take for an orderly end."""
-BACKOFF_MAX: Final = 1.0
+WATCHDOG: Final = 2.0
+"""Seconds without a turn after which Logic is killed, unless the daemon was told otherwise."""
+NODES_FOR_ANOTHER: Final = 250_000
+"""With so many nodes Logic gets the same time once more: one request may remove them all."""
 FORK_AGAIN: Final = 0.1
-_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1})
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,11 @@ class Inheritance:
     """The last record applied; its output may not have been made."""
     sequence: int
     poison: frozenset[tuple[int, int]]
+    """(connection id, input position) of requests that are answered with EIO."""
+    penalties: dict[int, float]
+    """Until when connections are not to be served, by id, in seconds of the monotonic clock."""
+    history: str
+    """What an operator is told of restarts."""
     bell: int
 
     def producer(self) -> Producer:
@@ -78,6 +83,7 @@ class Inheritance:
         os.eventfd_write(self.bell, 1)
 
     def _wait(self) -> None:
+        self.box.words[W_BEAT] += 1
         self.wake()
         time.sleep(TICK / 5)
 
@@ -93,13 +99,13 @@ def _fork() -> int:
 
 
 class Keeper:
-    """The process.  `run_logic` is what a fork does; it knows Logic so that State need not."""
+    """The process.  `run_logic` is what a fork does, and gives its exit status; it knows Logic so that State need not."""
 
     def __init__(
         self,
         box: Box,
         listeners: list[socket.socket],
-        run_logic: Callable[[Inheritance], None],
+        run_logic: Callable[[Inheritance], int],
         logic_pid_file: str,
         descriptors: int,
         hypervisor: Hypervisor | None = None,
@@ -124,11 +130,14 @@ class Keeper:
             else None
         )
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        self._tries: dict[tuple[int, int], list[int]] = {}
+        self._restarts = Restarts(self.store, box)
+        self._hung = self._distrusted = False
+        self._beat = 0
+        self._beat_seen = 0.0
+        self.watchdog = WATCHDOG
         self._logic_pid = 0
         self._logic_fd = -1
         self._started = 0.0
-        self._failures = 0
         self._stopping = False
         self._signals_read, self._signals_write = socket.socketpair()
         self.reopen_logs: Callable[[], None] = lambda: None
@@ -152,6 +161,7 @@ class Keeper:
         while not self._stopping:
             quiet = 0 if self._drain(DRAIN_RECORDS) else quiet + 1
             self._applier.trim()
+            self._watch_over_logic()
             self._wait(quiet)
         self._stop()
 
@@ -194,6 +204,8 @@ class Keeper:
         if signal.SIGHUP in numbers:
             self.reopen_logs()
             self._signal_logic(signal.SIGHUP)
+        if signal.SIGUSR1 in numbers:
+            self._signal_logic(signal.SIGUSR1)
         if signal.SIGTERM in numbers or signal.SIGINT in numbers:
             self._stopping = True
 
@@ -241,7 +253,9 @@ class Keeper:
             self._hypervisor,
             self._applier.last,
             self._consumer.sequence,
-            self._poison(),
+            self._restarts.poison(),
+            self._restarts.penalties(),
+            self._restarts.report(),
             self._bell,
         )
         self._started = time.monotonic()
@@ -266,6 +280,7 @@ class Keeper:
             signal.set_wakeup_fd(-1)
             for number in _SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there is somebody to retire
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             self._epoll.close()
             self._reception.close_in_logic()
@@ -274,8 +289,7 @@ class Keeper:
             custody.release_low_numbers(self._first_number)
             self._reception.handover.in_worker()
             self._line.in_worker()
-            self._run_logic(inheritance)
-            status = 0
+            status = self._run_logic(inheritance)
         except BaseException:
             log.exception("Logic fails")
         finally:
@@ -297,55 +311,55 @@ class Keeper:
         finally:
             self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
-    def _poison(self) -> frozenset[tuple[int, int]]:
-        return frozenset(
-            request for request, (own, kills) in self._tries.items() if own >= OWN_TRIES or kills >= KILL_TRIES
-        )
-
-    def _reap(self) -> tuple[int, str]:
-        """Waits for Logic's death; (signal or 0, what to call it)."""
+    def _reap(self) -> Death:
+        """Waits for Logic's death."""
         found = os.waitid(os.P_PIDFD, self._logic_fd, os.WEXITED)
         self._epoll.unregister(self._logic_fd)
         os.close(self._logic_fd)
         self._logic_fd, self._logic_pid = -1, 0
+        hung, self._hung = self._hung, False
+        if hung:
+            return Death("hung and was killed", "hung")
         if found is not None and found.si_code in {os.CLD_KILLED, os.CLD_DUMPED}:
-            return found.si_status, f"killed by {signal.Signals(found.si_status).name}"
-        return 0, f"ended with status {found.si_status if found is not None else '?'}"
+            outside = found.si_status in {signal.SIGKILL, signal.SIGTERM} and not self._distrusted
+            return Death(f"killed by {signal.Signals(found.si_status).name}", "killed" if outside else "failed")
+        status = found.si_status if found is not None else -1
+        if status == Planned.STOP:
+            return Death("was told to end", "killed")
+        if status in REASONS:
+            return Death(f"retired, {REASONS[Planned(status)]}", "planned")
+        return Death(f"ended with status {status}", "failed")
 
     def _bury(self) -> None:
-        """Logic is dead: takes what it published, counts the try, and starts the next one."""
-        died, pid, started = time.monotonic(), self._logic_pid, self._started
-        number, cause = self._reap()
+        """Logic is dead: takes what it published, draws the consequences, and starts the next one."""
+        died, pid, lived = time.monotonic(), self._logic_pid, time.monotonic() - self._started
+        death = self._reap()
         self._drain()
         self._epoll.unregister(self._line.question_fd)  # which a dead Logic would leave readable
         self._consumer.drop_staged()
         self._applier.trim()
-        self._count_try(number)
-        own_fault = number not in {signal.SIGKILL, signal.SIGTERM}
-        self._failures = self._failures + 1 if own_fault and died - started < BACKOFF_MAX else 0
-        if self._failures > OWN_TRIES:
-            time.sleep(min(BACKOFF_MAX, 0.01 * 2 ** min(self._failures, 10)))
+        self._distrusted = False
+        wait = self._restarts.count(death, lived)
+        if wait:
+            time.sleep(wait)
         self._fork()
-        took = (time.monotonic() - died) * 1000
-        log.warning(
-            "Logic %d %s after %.3f s; %d took over in %.1f ms", pid, cause, died - started, self._logic_pid, took
-        )
+        text = f"Logic {pid} {death.cause} after {lived:.3f} s; {self._logic_pid} took over in {{:.1f}} ms"
+        text = text.format((time.monotonic() - died) * 1000)
+        self._restarts.note(text)
+        log.log(logging.INFO if death.kind == "planned" else logging.WARNING, "%s", text)
         self._tell_all()
 
-    def _count_try(self, number: int) -> None:
-        """The request at hand, if its handler had started and it was not answered, has been tried once more."""
-        active = self.box.words[W_ACTIVE]
-        self.box.words[W_ACTIVE] = NO_REQUEST
-        tries = self._tries
-        self._tries = {}
-        if active == NO_REQUEST:
+    def _watch_over_logic(self) -> None:
+        """Kills a Logic that makes no more turns: a hang is a death."""
+        beat, now = self.box.words[W_BEAT], time.monotonic()
+        if beat != self._beat or not self._logic_pid:
+            self._beat, self._beat_seen = beat, now
             return
-        slot, head = active >> 32, active & M32
-        for connection in self.store.items.connections:
-            if connection.slot == slot and input_consumed(self.box, slot) == head:
-                counts = tries.get((connection.id, head), [0, 0])
-                counts[number == signal.SIGKILL] += 1
-                self._tries[connection.id, head] = counts
+        limit = self.watchdog * (1 + self.store.tree.size / NODES_FOR_ANOTHER)
+        if self.watchdog and now - max(self._beat_seen, self._started) > limit and not self._hung:
+            log.error("Logic %d has not moved for %.1f s and is killed", self._logic_pid, now - self._beat_seen)
+            self._hung = True
+            self._signal_logic(signal.SIGKILL)
 
     # ---- the journal
 
@@ -371,6 +385,7 @@ class Keeper:
         """A record cannot be true: it and all later ones are void, and Logic with them."""
         log.error("Logic published a record that cannot be true (%s): it is killed, nothing of that is applied", why)
         if self._logic_pid:
+            self._distrusted = True
             self._signal_logic(signal.SIGKILL)
             os.waitid(os.P_PIDFD, self._logic_fd, os.WEXITED | os.WNOWAIT)
         for number in self._concerned():

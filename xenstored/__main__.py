@@ -13,6 +13,7 @@ from xenstore_logic.process import run_logic
 from xenstore_logic.rings import EVENT_TIMEOUT
 from xenstore_state.hypervisor import Hypervisor
 from xenstore_state.keeper import BACKLOG, Keeper
+from xenstore_state.restarts import POLICY
 from xenstored import service
 from xenstored.linux_xen import LinuxXen
 from xenstored.options import OptionError, Options, parse
@@ -127,6 +128,10 @@ def _configure(keeper: Keeper, options: Options) -> None:
         domain.quotas.update(options.quotas)
     keeper.store.domains.keep_orphans = options.keep_orphans
     settings = keeper.store.items.settings
+    if options.restart is not None:
+        settings.insert(POLICY, options.restart)
+    if options.watchdog is not None:
+        keeper.watchdog = options.watchdog
     if options.event_seconds is not None:
         settings.insert(EVENT_TIMEOUT, options.event_seconds)
     if options.trace_file is not None:

@@ -12,6 +12,7 @@ from typing import Final
 
 from xenstore_logic.trace import SWITCHES
 from xenstore_state import quotas
+from xenstore_state.restarts import Policy
 
 DEFAULT_RUNDIR: Final = "/var/run/xenstored"
 INT_MAX: Final = 2**31 - 1
@@ -39,6 +40,8 @@ class Options:
     simulated_xen: str | None = None
     keep_orphans: bool = False
     event_seconds: int | None = None
+    restart: str | None = None
+    watchdog: float | None = None
     pid_file: str | None = None
     trace_file: str | None = None
     trace_switches: dict[str, bool] = field(default_factory=dict)
@@ -53,6 +56,14 @@ def _number(text: str) -> int:
     if not re.fullmatch("[0-9]{1,10}", text) or int(text) > INT_MAX:
         raise OptionError(f"{text!r} is not a number from 0 to {INT_MAX}")
     return int(text)
+
+
+def _seconds(text: str | None) -> float | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", text):
+        raise OptionError(f"{text!r} is not a number of seconds")
+    return float(text)
 
 
 def _assignment(text: str, soft: str) -> tuple[str, int]:
@@ -100,6 +111,15 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("-N", "--no-fork", action="store_true", help="stay in the foreground, log to stderr")
     p.add_argument("-D", "--no-domain-init", action="store_true", help="sockets only: no hypervisor is looked for")
     p.add_argument("--simulated-xen", metavar="DIR", help="serve emulated domains that live in this directory")
+    p.add_argument(
+        "--restart",
+        metavar="POLICY",
+        help="when Logic is restarted on purpose: every=SECONDS, after=REQUESTS (joined by commas); always after a crash,"
+        " on SIGUSR1 and when xenstore-control asks for it",
+    )
+    p.add_argument(
+        "--watchdog", metavar="S", help="seconds after which a Logic that hangs is killed (default 2, 0: never)"
+    )
     p.add_argument("-F", "--pid-file", metavar="FILE", help="write the daemon's pid there")
     p.add_argument("-T", "--trace-file", metavar="FILE", help="trace messages into this file")
     p.add_argument("--trace-control", metavar="[+-]SWITCH", action="append", default=[], help=" ".join(SWITCHES))
@@ -154,6 +174,11 @@ def parse(arguments: list[str], environment: dict[str, str]) -> Options:
         if what != "watch-event" or not equals:
             raise OptionError(f"{word!r}: expected watch-event=SECONDS")
         options.event_seconds = _number(value)
+    options.restart, options.watchdog = given.restart, _seconds(given.watchdog)
+    try:
+        Policy.parse(given.restart or "on-crash")
+    except ValueError as e:
+        raise OptionError(f"--restart {e}") from None
     options.keep_orphans = given.keep_orphans
     options.simulated_xen = os.path.abspath(given.simulated_xen) if given.simulated_xen else None
     options.notes += [f"{note}; no effect" for name, note in _WITHOUT_EFFECT.items() if getattr(given, name)]

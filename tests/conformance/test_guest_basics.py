@@ -73,12 +73,13 @@ def is_introduced(client: Client, domid: int) -> bool:
 
 @contextmanager
 def own_daemon(*extra_args: str) -> Iterator[tuple[Daemon, SimulatedXen, Client]]:
-    """A daemon for one test alone, with its Xen and a connection to it."""
+    """A daemon for one test alone, with its Xen and a connection to it, on which / can still be read at the end."""
     with running(*extra_args) as process:
         if process.xen_dir is None:
             pytest.skip("needs guests: this daemon does not run on a simulated Xen")
         with Client(process.socket) as client:
             yield process, SimulatedXen(process.xen_dir), client
+            assert client.read("/") == b""
 
 
 def known_process(daemon: UnderTest) -> Daemon:

@@ -234,7 +234,6 @@ def test_a_transaction_that_read_a_dead_domains_node_is_told_to_try_again(
     assert client.directory(node) == []
 
 
-@not_for_c("has no such option")
 def test_with_keep_orphans_a_dead_domains_nodes_become_domain_0s() -> None:
     """domain.c:domain_tree_remove_sub"""
     with own_daemon("-K") as (_, xen, client), newborn(xen, client) as one, newborn(xen, client) as two:

@@ -233,6 +233,7 @@ def all_indices_moved(guest: Guest) -> None:
 OWN_POSITIONS = not_for_c("takes the positions in the page for its own")
 MISBEHAVIOUR = [
     *[(act, RING_ERROR) for act in (far_ahead, behind, half_way_round, more_taken_than_given, more_given_than_fits)],
+    (daemons_producer_back, RING_ERROR),
     *[(act, PROTOCOL_ERROR) for act in (too_long, much_too_long, too_long_and_unknown)],
     *[
         pytest.param(act, RING_ERROR, marks=OWN_POSITIONS)
@@ -240,7 +241,6 @@ MISBEHAVIOUR = [
             daemons_consumer_ahead,
             daemons_consumer_back,
             daemons_producer_ahead,
-            daemons_producer_back,
             all_indices_moved,
         )
     ],

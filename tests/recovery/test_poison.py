@@ -17,7 +17,7 @@ from tests.conformance.wire import Client, Message, Op, pack, strings
 from tests.oracle.daemons import OurDaemon, short_run_dir
 from tests.recovery.boxview import BoxView
 from tests.recovery.logic import PATIENCE, kill_logic, wait_for_logic
-from xenstore_state.keeper import KILL_TRIES, OWN_TRIES
+from xenstore_state.restarts import KILL_TRIES, OWN_TRIES
 
 NODES = 30_000
 """So many that counting them all takes milliseconds."""

@@ -1,0 +1,407 @@
+"""`kill -9` of Logic at any instruction while it serves guests over rings: no guest notices, nothing is lost, nothing twice.
+
+Guests look at their page only when they were notified, so a notification lost shows as much as a byte lost.  Some scripts of
+`load` run over rings here, beside sockets; the killer sees ring steps too (`RingStep`): from outside, with the box, the
+pages and the system call.  Then there are domains that come and go, and rewrite their indices, while Logic is killed.
+
+    python -m tests.recovery.test_kill_rings XEN_DIRECTORY SOCKET SEED MIX
+
+is the guests' process, driven like that of `load`.  Default times are short; `XOARSTORE_KILL_SECONDS` and
+`XOARSTORE_KILL_SEED` as in `test_kill`.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final, cast
+
+import pytest
+
+from protocol.ops import Op
+from protocol.wire import Framer, Message
+from recovery_box.box import EVENTS_AT, W_RING
+from tests.conformance.wire import Client
+from tests.conformance.wire import strings as words
+from tests.conformance.xen import EVENT, FIELDS, PAGE, Guest, SimulatedXen
+from tests.oracle.daemons import OurDaemon
+from tests.recovery import test_kill
+from tests.recovery.boxview import BoxView, Slot
+from tests.recovery.clients import Failure, Herd, Peer, Request, Script, check, strings
+from tests.recovery.killer import AHEAD, BETWEEN_LOOKS, LIFE_MAX, LOOKS, Killer
+from tests.recovery.load import COUNTERS, HOME, OK, Load
+from tests.recovery.logic import (
+    EPOLL_WAIT,
+    Gone,
+    restarts,
+    wait_for_logic,
+    wait_for_restarts,
+)
+from tests.recovery.steps import Step, step_of
+
+SECONDS: Final = float(os.environ.get("XOARSTORE_KILL_SECONDS", "5"))
+SEED: Final = int(os.environ.get("XOARSTORE_KILL_SEED", "0")) or random.SystemRandom().getrandbits(32)
+HITS: Final = 2
+"""Kills that every step of a ring must have had."""
+LONGEST: Final = 3
+FIRST: Final = 11
+"""Domid of the first guest."""
+PORT: Final = 7
+PATIENCE: Final = 10.0
+MIXES: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
+    "busy": (
+        ("slow", "stream", "quick", "quick", "keys", "keys", "events", "same", "big", "once"),
+        ("slow", "keys", "events", "big", "once"),
+    ),
+    "transactions": (
+        ("counter", "counter", "counter", "holder", "events", "keys", "once", "stream"),
+        ("counter", "slow", "slow", "quick", "quick", "holder"),
+    ),
+}
+"""Kinds of guests, and of clients on sockets; each is a script of `RingLoad`."""
+SLOW: Final = 2
+"""Slow ones in each mix."""
+
+
+# ---- the guests' process
+
+
+class RingSocket:
+    """A guest's ring as what a `Peer` takes for a socket: readable when the guest was notified, and only then."""
+
+    def __init__(self, guest: Guest) -> None:
+        self.guest = guest
+        self.full = False
+        """There was no room; there is none until the daemon notifies."""
+
+    def fileno(self) -> int:
+        """Becomes readable with a notification."""
+        return self.guest.events_in.fileno()
+
+    def send(self, data: bytes) -> int:
+        """Puts as much as fits."""
+        done = 0 if self.full else self.guest._put_what_fits(data)
+        self.full = done < len(data)
+        if not done:
+            raise BlockingIOError
+        return done
+
+    def recv(self, _: int) -> bytes:
+        """What is in the ring, after a notification."""
+        guest = self.guest
+        guest._event_within(0)
+        self.full = False
+        error, connection = guest.field("error"), guest.field("connection")
+        check(error == connection == 0, f"the page shows error {error}, connection {connection}")
+        used = (guest.field("req_prod") - guest.field("req_cons")) & 0xFFFFFFFF
+        check(used <= 1024, f"{used} bytes of requests in the ring: room was taken away")
+        data = b"".join(iter(guest._take, b""))
+        if not data:
+            raise BlockingIOError
+        return data
+
+
+class RingPeer(Peer):
+    """A peer on a ring."""
+
+    def __init__(self, name: str, rng: random.Random, guest: Guest) -> None:
+        # All that a peer has, but for its socket.
+        self.name, self.rng = name, rng
+        self.sock = cast(Any, RingSocket(guest))
+        self.counts: Counter[str] = Counter()
+        self.reading = True
+        self._framer = Framer()
+        self._inbox: deque[Message] = deque()
+        self._outbox: deque[tuple[float, bytes]] = deque()
+        self._due: float | None = None
+        self._last_id = 0
+
+    def transmit(self, now: float) -> float | None:
+        """As a socket's; whoever waits for room waits for a notification."""
+        return super().transmit(now) or None
+
+
+class RingLoad(Load):
+    """`Load` with guests among the clients."""
+
+    def __init__(self, xen: SimulatedXen, path: str, seed: int, mix: str) -> None:
+        self.herd = Herd()
+        self.expected: dict[bytes, bytes] = {}
+        self.commits: Counter[bytes] = Counter()
+        self.observing = self.streamed = 0
+        self.stream_ended = False
+        self.peers: list[Peer] = []
+        rng = random.Random(seed)
+        on_rings, on_sockets = MIXES[mix]
+        for domid, kind in enumerate(on_rings, FIRST):
+            self._add(RingPeer(f"{kind}-ring{domid}", random.Random(rng.random()), Guest(xen, domid, PORT)), kind)
+        for number, kind in enumerate(on_sockets):
+            self._add(Peer(f"{kind}-socket{number}", path, random.Random(rng.random())), kind)
+
+    def _add(self, peer: Peer, kind: str) -> None:
+        self.peers.append(peer)
+        self.herd.add(peer, getattr(self, kind)(peer))
+
+    def once(self, peer: Peer) -> Script:
+        """Does what cannot be done twice, many times in one piece: a request repeated is an error."""
+        path, number = HOME + b"/" + peer.name.encode(), 0
+        while not self.herd.stopping:
+            tokens = [b"%d" % n for n in range(number, number + peer.rng.choice((1, 3, 20)))]
+            number += len(tokens)
+            batch = [Request(op, strings(path, token)) for token in tokens for op in (Op.WATCH, Op.UNWATCH)]
+            answers = yield from peer.exchange(batch)
+            check(all(answer.outcome == OK for answer in answers), f"{answers}")
+            events = [event for answer in answers for event in answer.events]
+            check(events == [strings(path, token) for token in tokens], f"{len(tokens)} watches made events {events}")
+
+
+def main() -> None:
+    """The command."""
+    directory, path, seed, mix = sys.argv[1:]
+    load = RingLoad(SimulatedXen(Path(directory)), path, int(seed), mix)
+    load.herd.listen_to(0, load.stop)
+    print("ready", flush=True)
+    load.herd.run()
+    if not load.herd.failures:
+        try:
+            load.verify(path)
+        except (Failure, OSError) as e:
+            load.herd.failures.append(f"verifying: {e!r}")
+    counts = sum((peer.counts for peer in load.peers), Counter[str]())
+    print(json.dumps({"failures": load.herd.failures, "counts": counts}), flush=True)
+
+
+# ---- the guests from outside
+
+
+class Guests(test_kill.Herd):
+    """The guests' process, and their pages as they can be looked at from outside."""
+
+    def __init__(self, daemon: OurDaemon, view: BoxView, mix: str) -> None:
+        assert daemon.xen_dir is not None
+        self.daemon = daemon
+        self.slots: dict[int, int] = {}
+        """By domid."""
+        self.pages: dict[int, memoryview[int]] = {}
+        """By slot."""
+        on_rings, on_sockets = MIXES[mix]
+        with Client(daemon.socket) as client:
+            client.mkdir(HOME.decode())
+            client.set_perms(HOME.decode(), "b0")
+            for counter in range(COUNTERS):
+                client.write(f"{HOME.decode()}/counter/{counter}", b"0")
+            client.call(Op.SET_QUOTA, words("node-size", 8000))
+            for domid in range(FIRST, FIRST + len(on_rings)):
+                self._introduce(client, SimulatedXen(daemon.xen_dir), view, domid)
+                if domid % 2:
+                    client.call(Op.SET_QUOTA, words(domid, "outstanding", 0))
+            last = max(slot.owner for slot in view.slots())
+            arguments = [str(daemon.xen_dir), str(daemon.socket), str(SEED), mix]
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.recovery.test_kill_rings", *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            assert self.process.stdout is not None
+            assert self.process.stdout.readline() == "ready\n"
+        owners = [view.slot(slot).owner for slot in self.slots.values()]
+        owners += range(last + 1, last + 1 + len(on_sockets))
+        self.idle = {
+            owner for owner, kind in zip(owners, on_rings + on_sockets, strict=True) if kind in {"slow", "big"}
+        }
+        """Who lets output lie, by connection."""
+
+    def _introduce(self, client: Client, xen: SimulatedXen, view: BoxView, domid: int) -> None:
+        page = xen.ring(domid)
+        page.write_bytes(bytes(PAGE))
+        (xen.domains / str(domid)).write_text("")
+        known = {slot.owner for slot in view.slots()}
+        client.call(Op.INTRODUCE, words(domid, 0, PORT))
+        (slot,) = [slot.number for slot in view.slots() if slot.owner not in known]
+        self.slots[domid] = slot
+        with page.open("r+b") as file:
+            self.pages[slot] = memoryview(mmap.mmap(file.fileno(), PAGE)).cast("I")
+
+
+# ---- where Logic falls
+
+
+class RingStep(Enum):
+    """Where Logic is with a ring when it dies."""
+
+    EVENT = "ring: taking an event, in readv"
+    TAKEN = "ring: event taken, requests not received"
+    COPYING = "ring: output made, nothing of it counted"
+    COUNTED = "ring: output in the ring and counted, index not published"
+    PUBLISHED = "ring: index published, guest not notified"
+    NOTIFYING = "ring: notifying, in sendto"
+
+
+READV: Final = {"x86_64": 19, "aarch64": 65}.get(os.uname().machine, -2)
+SENDTO: Final = {"x86_64": 44, "aarch64": 206}.get(os.uname().machine, -2)
+AnyStep = Step | RingStep
+STEPS: Final[tuple[AnyStep, ...]] = (*Step, *RingStep)
+
+
+class RingKiller(Killer):
+    """A killer that knows the pages."""
+
+    def __init__(self, daemon: OurDaemon, view: BoxView, rng: random.Random, guests: Guests) -> None:
+        super().__init__(daemon, view, rng, guests.idle)
+        self.guests = guests
+        self.fallen: Counter[AnyStep] = Counter()
+        self.looked: Counter[AnyStep] = Counter()
+
+    @property
+    def kills(self) -> int:
+        return self.blind + self.fallen.total()
+
+    def at_a_step(self) -> None:
+        """Kills Logic at a step that was not hit often yet."""
+        logic = wait_for_logic(self.daemon)
+        try:
+            for look in range(LOOKS):
+                time.sleep(self.rng.random() * BETWEEN_LOOKS)
+                logic.stop()
+                step = self.step(logic.system_call())
+                self.looked[step] += 1
+                if look == LOOKS - 1 or self.wanted(step):
+                    logic.kill()
+                    self.fallen[step] += 1
+                    return
+                logic.go_on()
+        except Gone:
+            pass
+        finally:
+            logic.close()
+
+    def wanted(self, step: AnyStep) -> bool:
+        """Whether to kill here; never twice in the same request, which would be answered with EIO one day."""
+        if step is Step.HANDLING:
+            return self._wanted(Step.HANDLING)
+        return self.fallen[step] <= min(self.fallen[s] for s in STEPS) + AHEAD or self.rng.random() < 0.02
+
+    def step(self, system_call: int) -> AnyStep:
+        """Where a stopped Logic stands."""
+        if system_call in {READV, SENDTO}:
+            return RingStep.EVENT if system_call == READV else RingStep.NOTIFYING
+        number = self.view.words[W_RING] - 1
+        if number in self.guests.pages:
+            return self._sending(self.view.slot(number), self.guests.pages[number])
+        step = step_of(self.view, system_call, self.idle)
+        if step in {Step.MADE, Step.MADE_MORE, Step.SENT, Step.RECEIVED}:
+            domid, _ = EVENT.unpack_from(self.view.memory, EVENTS_AT)
+            slot = self.guests.slots.get(domid)
+            if slot is not None and self.guests.pages[slot][FIELDS["req_prod"]] != self.view.slot(slot).received:
+                return RingStep.TAKEN
+        return step
+
+    def _sending(self, slot: Slot, page: memoryview[int]) -> AnyStep:
+        if page[FIELDS["rsp_prod"]] != slot.sent:
+            return RingStep.COUNTED
+        return RingStep.COPYING if slot.unsent else RingStep.PUBLISHED
+
+    def table(self) -> str:
+        """What fell where."""
+        rows = [f"  {self.fallen[step]:6}  {self.looked[step]:6}  {step.value}" for step in STEPS]
+        rows.append(f"  {self.blind:6}       -  anywhere: killed without looking")
+        downtimes = sorted(float(line.split(" in ")[-1].split()[0]) for line in restarts(self.daemon))
+        longest = f"{downtimes[len(downtimes) // 2]:.1f} ms (median), {downtimes[-1]:.1f} ms (longest)"
+        rows.append(f"  {self.kills:6}          in all; Logic taken over from in {longest}")
+        return "\n".join(["   kills   looks  where Logic fell", *rows])
+
+
+# ---- tests
+
+USUAL: Final = (
+    "killed by SIGKILL",
+    "serving on",
+    "requests outstanding",
+    "writes too fast",
+    "reads too few",
+    "connects anew",
+)
+
+
+def unusual(daemon: OurDaemon) -> list[str]:
+    """What the daemon logged, but for its start, Logics that were killed, and guests that were held back."""
+    return [line for line in daemon.output().splitlines() if not any(text in line for text in USUAL)]
+
+
+def only_killed(daemon: OurDaemon, kills: int) -> None:
+    """Every Logic that ended was killed by this test; none died of itself."""
+    lines = wait_for_restarts(daemon, kills)
+    assert all("killed by SIGKILL" in line for line in lines), daemon.output()
+    assert not unusual(daemon)
+
+
+@contextmanager
+def under_load(daemon: OurDaemon, mix: str) -> Iterator[tuple[Guests, RingKiller]]:
+    """Guests and clients at work, and a killer."""
+    with BoxView(daemon.pid) as view:
+        guests = Guests(daemon, view, mix)
+        try:
+            yield guests, RingKiller(daemon, view, random.Random(SEED), guests)
+        finally:
+            if guests.works:
+                guests.process.kill()
+            guests.process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not EPOLL_WAIT or READV < 0, reason="the numbers of system calls are not known for this machine")
+def test_killed_at_every_step_of_a_ring_no_guest_notices(daemon: OurDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = random.Random(SEED)
+    with under_load(daemon, "busy") as (guests, killer):
+        start = time.monotonic()
+        while guests.works:
+            elapsed = time.monotonic() - start
+            missing = [step for step in RingStep if killer.fallen[step] < HITS]
+            if elapsed > SECONDS and (not missing or elapsed > LONGEST * SECONDS):
+                break
+            match rng.randrange(4):
+                case 0:
+                    killer.at_once(rng.random() * LIFE_MAX)
+                case 1:
+                    killer.at_once()
+                case _:
+                    killer.at_a_step()
+        with capsys.disabled():
+            print(f"\nseed {SEED}, {elapsed:.0f} s\n{killer.table()}")
+        counts = guests.finish()
+    with capsys.disabled():
+        print(f"  {counts}")
+    assert not missing, f"too seldom hit: {missing}"
+    only_killed(daemon, killer.kills)
+
+
+@pytest.mark.parametrize("mix", list(MIXES))
+def test_killed_as_fast_as_it_restarts_no_guest_notices(
+    daemon: OurDaemon, capsys: pytest.CaptureFixture[str], mix: str
+) -> None:
+    rng = random.Random(SEED)
+    with under_load(daemon, mix) as (guests, killer):
+        end = time.monotonic() + SECONDS / 2
+        while guests.works and time.monotonic() < end:
+            killer.at_once(rng.choice((0, 0, rng.random() * LIFE_MAX)))
+        counts = guests.finish()
+    with capsys.disabled():
+        print(f"\nseed {SEED}: {killer.kills} kills\n  {counts}")
+    only_killed(daemon, killer.kills)
+    if mix == "transactions":
+        assert counts["commits"]
+
+
+if __name__ == "__main__":
+    main()
