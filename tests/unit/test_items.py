@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recovery_box import items
-from recovery_box.items import Chunk, M32, PENDING_MAX, Connection, ItemError, Items, PendingOutput, Table
+from recovery_box.items import M32, PENDING_MAX, Chunk, Connection, ItemError, Items, PendingOutput, Table
 from tests.model.support import examples
 
 # ---- tables
