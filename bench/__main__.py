@@ -16,7 +16,7 @@ from bench.rows import ROWS, selected
 from bench.run import DAEMONS, Plan, run, say
 
 RESULTS = Path(__file__).parent / "results"
-ROUNDS, SECONDS = 5, 0.5
+ROUNDS, SECONDS = 5, 0.3
 QUICK_ROUNDS, QUICK_SECONDS = 1, 0.3
 
 

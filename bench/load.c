@@ -32,10 +32,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "domains.h"
 #include "guests.h"
 #include "measure.h"
 #include "wire.h"
@@ -43,9 +43,7 @@
 #define VALUE_BYTES 32
 #define CHILD_VALUE_BYTES 8
 #define MAX_TRANSACTION_WRITES 10
-#define MAX_GUESTS 1000
-#define FIRST_IDLE_DOMID 2001
-#define FIRST_PASSING_DOMID 10001
+#define MAX_WORDS 100
 #define READ_PATH "/bench/r"
 #define WRITE_PATH "/bench/w"
 
@@ -91,22 +89,24 @@ static struct request transaction_write(int number)
     return write_request(path, VALUE_BYTES);
 }
 
-static void measure_transaction(int writes, double seconds)
+static void measure_transaction(char **words)
 {
+    int writes = atoi(words[0]);
     struct transaction plan = {writes, calloc(writes, sizeof(*plan.requests))};
 
     if (!plan.requests || writes > MAX_TRANSACTION_WRITES)
         fatal("transaction of %d writes", writes);
     for (int i = 0; i < writes; i++)
         plan.requests[i] = transaction_write(i);
-    measure("transaction", transaction, &plan, seconds);
+    measure("transaction", transaction, &plan, atof(words[1]));
     free(plan.requests);
 }
 
-/* ---- what stands idle in the daemon ---- */
+/* ---- what stands idle in the daemon; `words` are a command's arguments ---- */
 
-static void set_up_idle(int total)
+static void set_up_idle(char **words)
 {
+    int total = atoi(words[0]);
     static int have;
 
     for (; have < total; have++)
@@ -114,8 +114,9 @@ static void set_up_idle(int total)
     settle(); /* accepting them is no part of what follows */
 }
 
-static void set_up_watches(int total, int per_connection)
+static void set_up_watches(char **words)
 {
+    int total = atoi(words[0]), per_connection = atoi(words[1]);
     static struct wire *watcher;
     static int have, used;
     char path[64], token[32];
@@ -135,8 +136,9 @@ static void set_up_watches(int total, int per_connection)
     }
 }
 
-static void set_up_nodes(int total)
+static void set_up_nodes(char **words)
 {
+    int total = atoi(words[0]);
     static int have;
     char path[64];
 
@@ -147,51 +149,6 @@ static void set_up_nodes(int total)
         request = write_request(path, VALUE_BYTES);
         wire_call(client, 0, &request);
     }
-}
-
-/* Domains that exist and are introduced, and of which nothing more is heard. */
-static void set_up_domains(int total)
-{
-    static int have;
-
-    for (; have < total; have++) {
-        struct request request = introduce_request(FIRST_IDLE_DOMID + have);
-
-        xen_create(FIRST_IDLE_DOMID + have);
-        wire_call(client, 0, &request);
-    }
-    settle();
-}
-
-static struct guest *guests[MAX_GUESTS];
-static int guest_count;
-
-/* A node that a guest may read and write; named with its domid, or what is read and written, relative to its home. */
-static void give_node(int domid, const char *below)
-{
-    char path[64];
-    struct request request;
-
-    snprintf(path, sizeof(path), "/local/domain/%d%s", domid, below);
-    request = write_request(path, *below ? VALUE_BYTES : 0);
-    wire_call(client, 0, &request);
-    request = perms_request(path, domid);
-    wire_call(client, 0, &request);
-}
-
-static void set_up_guests(int total)
-{
-    if (total > MAX_GUESTS)
-        fatal("%d guests", total);
-    for (; guest_count < total; guest_count++) {
-        int domid = guest_count + 1;
-
-        guests[guest_count] = guest_new(client, domid);
-        give_node(domid, "");
-        give_node(domid, "/r");
-        give_node(domid, "/w");
-    }
-    settle();
 }
 
 /* ---- many clients at once ---- */
@@ -215,93 +172,34 @@ static void close_many(struct wire **wires, int count)
     settle(); /* closing them is no part of what follows */
 }
 
-static struct request crowd_request;
-
-/* Until the time is over, `turn` takes what has come for one client, and sends the next request if that was a reply. */
-static long keep_busy(int epoll, int (*turn)(void *), double seconds)
+static int fd_of(void *wire)
 {
-    struct epoll_event ready[64];
-    double start = now();
-    long done = 0;
-
-    while (now() - start < seconds) {
-        int count = epoll_wait(epoll, ready, sizeof(ready) / sizeof(*ready), 5000);
-
-        if (count <= 0)
-            fatal("nothing came for any client in 5 s");
-        for (int i = 0; i < count; i++)
-            done += turn(ready[i].data.ptr);
-    }
-    return done;
+    return ((struct wire *)wire)->fd;
 }
 
-static void add_member(int epoll, int fd, void *member)
+static void send_reading(void *wire)
 {
-    struct epoll_event event = {EPOLLIN, {.ptr = member}};
+    static struct request reading;
 
-    if (epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event))
-        fatal("epoll: %s", strerror(errno));
+    if (!reading.length)
+        reading = read_request(READ_PATH);
+    wire_send(wire, 0, &reading);
 }
 
-static int wire_turn(void *wire)
+static int take_reply(void *wire)
 {
-    wire_expect(wire, crowd_request.type);
-    wire_send(wire, 0, &crowd_request);
+    wire_expect(wire, WIRE_READ);
     return 1;
 }
 
-static void measure_parallel(int connections, double seconds)
+static void measure_parallel(char **words)
 {
+    int connections = atoi(words[0]);
     struct wire **wires = connect_many(connections);
-    int epoll = epoll_create1(EPOLL_CLOEXEC);
-    double start, cpu;
-    long done;
+    struct crowd crowd = {(void **)wires, connections, 0, fd_of, send_reading, take_reply};
 
-    crowd_request = read_request(READ_PATH);
-    for (int i = 0; i < connections; i++) {
-        add_member(epoll, wires[i]->fd, wires[i]);
-        wire_call(wires[i], 0, &crowd_request);
-    }
-    start = now();
-    cpu = daemon_cpu();
-    for (int i = 0; i < connections; i++)
-        wire_send(wires[i], 0, &crowd_request);
-    done = keep_busy(epoll, wire_turn, seconds);
-    print_total("parallel", done, now() - start, daemon_cpu() - cpu);
-    close(epoll);
+    measure_crowd("parallel", &crowd, atof(words[1]));
     close_many(wires, connections);
-}
-
-static int guest_turn(void *guest)
-{
-    guest_wait(guest);
-    if (!guest_reply(guest, crowd_request.type))
-        return 0;
-    guest_send(guest, &crowd_request);
-    return 1;
-}
-
-static void measure_rings(const struct request *request, double seconds)
-{
-    int epoll = epoll_create1(EPOLL_CLOEXEC);
-    double start, cpu;
-    long done;
-
-    crowd_request = *request;
-    for (int i = 0; i < guest_count; i++) {
-        add_member(epoll, guests[i]->fd, guests[i]);
-        guest_call(guests[i], request);
-    }
-    start = now();
-    cpu = daemon_cpu();
-    for (int i = 0; i < guest_count; i++)
-        guest_send(guests[i], request);
-    done = keep_busy(epoll, guest_turn, seconds);
-    print_total("rings", done, now() - start, daemon_cpu() - cpu);
-    close(epoll);
-    for (int i = 0; i < guest_count; i++)
-        while (!guest_reply(guests[i], request->type))
-            guest_wait(guests[i]);
 }
 
 struct fan {
@@ -319,8 +217,9 @@ static void fan_out(const void *context)
         wire_receive_event(fan->wires[i], fan->wires[i]->events + 1);
 }
 
-static void measure_fan_out(int watchers, double seconds)
+static void measure_fan_out(char **words)
 {
+    int watchers = atoi(words[0]);
     struct fan fan = {watchers, connect_many(watchers), write_request(WRITE_PATH, VALUE_BYTES)};
     struct request watch = watch_request(WRITE_PATH, "fan");
 
@@ -328,89 +227,15 @@ static void measure_fan_out(int watchers, double seconds)
         wire_call(fan.wires[i], 0, &watch);
         wire_receive_event(fan.wires[i], 1);
     }
-    measure("fanout", fan_out, &fan, seconds);
+    measure("fanout", fan_out, &fan, atof(words[1]));
     close_many(fan.wires, watchers);
-}
-
-/* ---- domains that come and go ---- */
-
-static struct wire *release_watcher;
-
-static int first_of_new_domains(int count)
-{
-    static int next = FIRST_PASSING_DOMID;
-    int first = next;
-
-    for (; next < first + count; next++)
-        xen_create(next);
-    return first;
-}
-
-/* Both take the domid from where `context` points to, and leave the next one there. */
-static void introduce_next(const void *context)
-{
-    int *domid = *(int *const *)context;
-    struct request request = introduce_request((*domid)++);
-
-    wire_call(client, 0, &request);
-}
-
-static void destroy_next(const void *context)
-{
-    int *domid = *(int *const *)context;
-
-    xen_destroy((*domid)++);
-    wire_receive_event(release_watcher, release_watcher->events + 1);
-}
-
-static void watch_releases(void)
-{
-    struct request request = watch_request("@releaseDomain", "release");
-
-    if (release_watcher)
-        return;
-    release_watcher = wire_connect(socket_path);
-    wire_call(release_watcher, 0, &request);
-    wire_receive_event(release_watcher, 1);
-}
-
-/* An end that is told twice would be taken for the next domain's. */
-static void check_releases(long expected)
-{
-    struct request request = read_request(READ_PATH);
-
-    settle();
-    wire_call(release_watcher, 0, &request);
-    if (release_watcher->events != expected)
-        fatal("%ld events of @releaseDomain where %ld domains ended", release_watcher->events - 1, expected - 1);
-}
-
-static void measure_domains(int count, int ends)
-{
-    int first = first_of_new_domains(count), domid = first, *next = &domid;
-    long events;
-
-    watch_releases();
-    events = release_watcher->events;
-    if (!ends)
-        measure_times("introduce", introduce_next, &next, count);
-    else
-        for (int i = 0; i < count; i++)
-            introduce_next(&next);
-    settle();
-    domid = first;
-    if (ends)
-        measure_times("destroy", destroy_next, &next, count);
-    else
-        for (int i = 0; i < count; i++)
-            destroy_next(&next);
-    check_releases(events + count);
 }
 
 /* ---- figures that are no repeated operation ---- */
 
-static void measure_children(int count)
+static void measure_children(char **words)
 {
+    int count = atoi(words[0]);
     double start = now(), cpu = daemon_cpu();
     char path[64];
 
@@ -460,8 +285,9 @@ static void prepare_devices(int count, int parents)
 }
 
 /* All start, then all write their first key, their second, ..., then all commit: how many commit at the first try? */
-static void measure_devices(int count, int parents)
+static void measure_devices(char **words)
 {
+    int count = atoi(words[0]);
     uint32_t *ids = calloc(count, sizeof(*ids));
     double start, seconds, cpu;
     struct wire **wires;
@@ -469,7 +295,7 @@ static void measure_devices(int count, int parents)
 
     if (!ids)
         fatal("out of memory");
-    prepare_devices(count, parents);
+    prepare_devices(count, !strcmp(words[1], "present"));
     wires = connect_many(count);
     start = now();
     cpu = daemon_cpu();
@@ -491,7 +317,120 @@ static void measure_devices(int count, int parents)
     wire_remove(client, "/local/domain");
 }
 
-@@COMMANDS@@
+/* ---- commands ---- */
+
+static void set_pids(char **words)
+{
+    forget_processes();
+    for (; *words; words++)
+        add_process(atoi(*words));
+    printf("{\"done\": 1}\n");
+}
+
+static void run_domains(char **words)
+{
+    set_up_domains(client, atoi(words[0]));
+}
+
+static void run_guests(char **words)
+{
+    set_up_guests(client, atoi(words[0]));
+}
+
+static void run_read(char **words)
+{
+    struct request request = read_request(READ_PATH);
+
+    measure("read", round_trip, &request, atof(words[0]));
+}
+
+static void run_write(char **words)
+{
+    struct request request = write_request(WRITE_PATH, VALUE_BYTES);
+
+    measure("write", round_trip, &request, atof(words[0]));
+}
+
+static void run_session(char **words)
+{
+    struct request request = read_request(READ_PATH);
+
+    measure("session", session, &request, atof(words[0]));
+}
+
+static void run_ring(char **words)
+{
+    measure_ring(!strcmp(words[0], "write"), atof(words[1]));
+}
+
+static void run_rings(char **words)
+{
+    measure_rings(!strcmp(words[0], "write"), atof(words[1]));
+}
+
+static void run_introduce(char **words)
+{
+    measure_introductions(client, socket_path, atoi(words[0]));
+}
+
+static void run_destroy(char **words)
+{
+    measure_ends(client, socket_path, atoi(words[0]));
+}
+
+#define ANY_NUMBER -1
+
+static const struct command {
+    const char *name;
+    int words, sets_up;
+    void (*run)(char **words);
+} commands[] = {
+    {"pids", ANY_NUMBER, 0, set_pids},
+    {"idle", 1, 1, set_up_idle},
+    {"watches", 2, 1, set_up_watches},
+    {"fill", 1, 1, set_up_nodes},
+    {"domains", 1, 1, run_domains},
+    {"guests", 1, 1, run_guests},
+    {"read", 1, 0, run_read},
+    {"write", 1, 0, run_write},
+    {"session", 1, 0, run_session},
+    {"transaction", 2, 0, measure_transaction},
+    {"parallel", 2, 0, measure_parallel},
+    {"fanout", 2, 0, measure_fan_out},
+    {"children", 1, 0, measure_children},
+    {"devices", 2, 0, measure_devices},
+    {"ring", 2, 0, run_ring},
+    {"rings", 2, 0, run_rings},
+    {"introduce", 1, 0, run_introduce},
+    {"destroy", 1, 0, run_destroy},
+};
+
+static const struct command *find_command(const char *name, int words)
+{
+    for (size_t i = 0; i < sizeof(commands) / sizeof(*commands); i++)
+        if (!strcmp(commands[i].name, name) && (commands[i].words == words || commands[i].words == ANY_NUMBER))
+            return &commands[i];
+    fatal("unknown command: %s with %d words", name, words);
+}
+
+static void run(char *line)
+{
+    char *words[MAX_WORDS + 1] = {strtok(line, " ")};
+    const struct command *command;
+    double start = now();
+    int count = 0;
+
+    if (!words[0])
+        fatal("an empty line");
+    while ((words[++count] = strtok(NULL, " ")))
+        if (count == MAX_WORDS - 1)
+            fatal("too many words");
+    command = find_command(words[0], count - 1);
+    command->run(words + 1);
+    if (command->sets_up)
+        printf("{\"done\": 1, \"seconds\": %.3f}\n", now() - start);
+    fflush(stdout);
+}
 /* The nodes that are read and overwritten later: made first, so that they are old whatever is set up meanwhile. */
 static void make_nodes(void)
 {
@@ -521,11 +460,12 @@ int main(int argc, char **argv)
 {
     char line[4096];
 
-    if (argc != 2) {
-        fprintf(stderr, "usage: load SOCKET\n");
+    if (argc != 2 && argc != 3) {
+        fprintf(stderr, "usage: load SOCKET [SIMULATED_XEN]\n");
         return 2;
     }
     socket_path = argv[1];
+    xen_use(argv[2]);
     raise_descriptor_limit();
     client = wire_connect(socket_path);
     make_nodes();

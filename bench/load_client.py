@@ -1,8 +1,8 @@
-"""The load client (load.c) as a running process that takes commands.
+"""The load client (load.c and what it is made of) as a running process that takes commands.
 
 For: `bench.run`.
-Guarantees: a command returns the client's answer or raises `LoadFailed`; no command takes longer than its deadline; the
-process is gone after `stop()`.
+Guarantees: the program is compiled when its sources have changed; a command returns the client's answer or raises
+`LoadFailed`; no command takes longer than its deadline; the process is gone after `stop()`.
 Does not know: what the commands mean.
 """
 
@@ -15,7 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.oracle.build import Helper, compiled
+
 Answer = dict[str, str | float]
+
+PROGRAM = Helper("bench-load", tuple(sorted(Path(__file__).parent.glob("*.[ch]"))))
 
 STOP_SECONDS = 5.0
 
@@ -27,9 +31,11 @@ class LoadFailed(Exception):
 class LoadClient:
     """A load client connected to one daemon; a context manager that ends it."""
 
-    def __init__(self, program: Path, socket: Path) -> None:
+    def __init__(self, socket: Path, xen_dir: Path | None) -> None:
+        """`xen_dir` is the daemon's simulated Xen, if it has one. Raises MissingPackage or BuildFailed."""
+        arguments = [compiled(PROGRAM), socket, *([] if xen_dir is None else [xen_dir])]
         self._process = subprocess.Popen(
-            [str(program), str(socket)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            list(map(str, arguments)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
         )
         self._received = b""
 

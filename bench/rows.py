@@ -5,8 +5,8 @@ Guarantees: row names are unique; each row stands in one stage of one scenario.
 Does not know: how a command is carried out.
 
 A *scenario* is one life of each daemon with one load client. Its *stages* add to what stands in the daemon (connections,
-watches, nodes); set-up commands give totals, so a stage does not need the ones before it. Setting up is not measured, and
-is shared by all rounds: 50,000 watches take C xenstored longer than everything else together.
+watches, nodes, domains); set-up commands give totals, so a stage does not need the ones before it. Setting up is not
+measured, and is shared by all rounds: 50,000 watches take C xenstored longer than everything else together.
 """
 
 from enum import Enum
@@ -61,6 +61,8 @@ READ = "read {seconds}"
 WRITE = "write {seconds}"
 ALL_ON_ONE = 1_000_000
 WATCHES_PER_CONNECTION = 100
+LIVES = 50
+"""Domains that begin or end for one figure."""
 
 
 def _idle(count: int, goal: Goal, in_quick: bool = True) -> Stage:
@@ -71,9 +73,9 @@ def _idle(count: int, goal: Goal, in_quick: bool = True) -> Stage:
     return Stage(f"idle {count}", rows)
 
 
-def _watches(thousands: int, goal: Goal) -> Stage:
+def _watches(thousands: int, goal: Goal, in_quick: bool = True) -> Stage:
     title = f"write, {thousands}k watches on one other connection"
-    row = Row(f"watches-{thousands}k", title, WRITE, goal)
+    row = Row(f"watches-{thousands}k", title, WRITE, goal, in_quick=in_quick)
     return Stage(f"watches {thousands * 1000} {ALL_ON_ONE}", (row,))
 
 
@@ -81,6 +83,28 @@ def _spread_watches(thousands: int, goal: Goal, in_quick: bool = True) -> Stage:
     title = f"write, {thousands}k watches, {WATCHES_PER_CONNECTION} a connection"
     row = Row(f"spread-watches-{thousands}k", title, WRITE, goal, in_quick=in_quick)
     return Stage(f"watches {thousands * 1000} {WATCHES_PER_CONNECTION}", (row,))
+
+
+def _fan_out(watchers: int) -> Row:
+    plural = "s" if watchers > 1 else ""
+    title = f"write, {watchers:,} watcher{plural} of the node: all told"
+    return Row(f"fanout-{watchers}", title, f"fanout {watchers} {{seconds}}")
+
+
+def _parallel(connections: int) -> Row:
+    return Row(
+        f"parallel-{connections}",
+        f"parallel reads, {connections:,} connections",
+        f"parallel {connections} {{seconds}}",
+    )
+
+
+def _ring(kind: str) -> Row:
+    return Row(f"ring-{kind}", f"ring: {kind} round trip", f"ring {kind} {{seconds}}", Goal.ROUND_TRIP)
+
+
+def _rings(kind: str) -> Row:
+    return Row(f"rings-100-{kind}", f"parallel {kind}s, 100 rings", f"rings {kind} {{seconds}}")
 
 
 def _devices(parents: str) -> Row:
@@ -103,16 +127,43 @@ SCENARIOS = (
                     Row("write", "write round trip", WRITE, Goal.ROUND_TRIP),
                     Row("session", "connect, read, close", "session {seconds}"),
                     Row("transaction-10", "transaction of 10 writes", "transaction 10 {seconds}"),
-                    Row("parallel-100", "parallel reads, 100 connections", "parallel 100 {seconds}"),
+                    _parallel(100),
+                    _parallel(1000),
+                    _fan_out(1),
+                    _fan_out(1000),
                 ),
             ),
         ),
     ),
     Scenario("idle connections", (_idle(1000, Goal.TENFOLD), _idle(4000, Goal.PEERS, in_quick=False))),
-    Scenario("watches, one connection", (_watches(10, Goal.PEERS), _watches(50, Goal.TENFOLD))),
+    Scenario(
+        "watches, one connection",
+        (_watches(10, Goal.PEERS), _watches(50, Goal.TENFOLD, in_quick=False)),
+    ),
     Scenario(
         "watches, spread",
         (_spread_watches(10, Goal.PEERS), _spread_watches(50, Goal.TENFOLD, in_quick=False)),
+    ),
+    Scenario(
+        "guests",
+        (
+            Stage("guests 1", (_ring("read"), _ring("write"))),
+            Stage("guests 100", (_rings("read"), _rings("write"))),
+        ),
+    ),
+    Scenario(
+        "idle domains",
+        (
+            Stage(
+                "domains 1000",
+                (
+                    Row("domains-1000-read", "read, 1,000 idle domains", READ),
+                    Row("domains-1000-write", "write, 1,000 idle domains", WRITE, Goal.TENFOLD),
+                    Row("introduce-1000", "introduce a domain, 1,000 present", f"introduce {LIVES}"),
+                    Row("destroy-1000", "destroy a domain, 1,000 present", f"destroy {LIVES}"),
+                ),
+            ),
+        ),
     ),
     Scenario("devices", (Stage("", (_devices("absent"), _devices("present"))),)),
     Scenario(

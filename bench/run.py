@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from bench.load_client import Answer, LoadClient, LoadFailed
 from bench.rows import Measure, Row, Scenario, Stage
-from tests.oracle.build import LOAD, BuildFailed, MissingPackage, compiled
+from tests.oracle.build import BuildFailed, MissingPackage
 from tests.oracle.daemons import CXenstored, Daemon, DaemonError, OurDaemon, OXenstored, short_run_dir
 
 DAEMONS: dict[str, type[Daemon]] = {kind.name: kind for kind in (CXenstored, OXenstored, OurDaemon)}
@@ -84,9 +84,8 @@ class Subject:
 
     def start(self, stack: ExitStack) -> None:
         """Starts both; they end with the stack. Raises DaemonError, MissingPackage or BuildFailed."""
-        program = compiled(LOAD)
         stack.enter_context(self.daemon)
-        self._client = stack.enter_context(LoadClient(program, self.daemon.socket))
+        self._client = stack.enter_context(LoadClient(self.daemon.socket, self.daemon.xen_dir))
 
     def set_up(self, command: str) -> float:
         """Runs a set-up command; returns the seconds it took. Raises LoadFailed or DaemonError."""

@@ -6,7 +6,7 @@ growing beyond its bound.  Values are plain data; what they mean is the business
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
@@ -67,6 +67,10 @@ class Table(Generic[K, V]):
 
     def __contains__(self, key: K) -> bool:
         return key in self._items
+
+    def pairs(self) -> Iterable[tuple[K, V]]:
+        """All keys with their items, in order of insertion."""
+        return self._items.items()
 
     def __len__(self) -> int:
         return len(self._items)

@@ -10,6 +10,7 @@ rate, and how long events wait (domain.c: domain_can_read and the wrl functions,
 
 import logging
 import time
+from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -58,6 +59,8 @@ HELD_SECONDS: Final = 0.05
 """How often a guest that is held back for its memory is looked at again."""
 RENEW_SECONDS: Final = 0.05
 """Time between two connections that a guest asks for."""
+NEWS_TURN: Final = 4
+"""Items of news dealt with in one turn."""
 WARN_SECONDS: Final = 10.0
 SMALL_REPLY: Final = 16
 """Bytes of payload up to which a reply is given whatever the memory quota says."""
@@ -105,6 +108,8 @@ class Rings:
         self._credits: dict[Channel, Credit] = {}
         self._kick_at: dict[Channel, float] = {}
         """Rings to be looked at although no event came, with when."""
+        self._news: deque[tuple[int, int, int]] = deque()
+        """What State has told, and was not dealt with yet."""
         self._renewed: dict[int, float] = {}
         """When a domain last connected anew."""
         self._warned: dict[tuple[int, str], float] = {}
@@ -401,10 +406,12 @@ class Rings:
     @property
     def timed(self) -> bool:
         """Whether something waits for its time."""
-        return bool(self._held or self._expiring or self._kick_at)
+        return bool(self._held or self._expiring or self._kick_at or self._news)
 
     def wait(self, timeout: float) -> float:
         """How long a turn may wait, in seconds: `timeout` (negative: for ever), or less."""
+        if self._news:
+            return 0.0
         times = [*self._held.values(), *self._kick_at.values()]
         if self._expiring:
             times.append(min(self._expiring.values()) / 1000)
@@ -413,6 +420,7 @@ class Rings:
 
     def look_at_clock(self) -> None:
         """Does what is due."""
+        self._deal_with_news()
         now = time.monotonic()
         for channel in [c for c, at in self._kick_at.items() if at <= now]:
             del self._kick_at[channel]
@@ -458,21 +466,24 @@ class Rings:
     # ---- news
 
     def _on_news(self) -> None:
-        core, act = self._core, self._loop.for_the_house
-        appeared = False
         while (message := self._host.hear()) is not None:
-            for kind, domid, unique_id in NEWS.iter_unpack(message):
-                if kind == News.GONE:
-                    act(partial(domains.gone, core, domid, unique_id))
-                elif kind == News.SHUTDOWN:
-                    act(partial(domains.shut_down, core, domid, unique_id))
-                elif kind == News.SCANNED:
-                    act(partial(domains.scanned, core))
-                elif kind == News.APPEARED:
-                    appeared = True
-                    self._introduce(domid)
-        if appeared:
-            self._host.settled()
+            self._news.extend(NEWS.iter_unpack(message))
+
+    def _deal_with_news(self) -> None:
+        """A few items a turn: the end of a domain can be much work, and others wait."""
+        core, act = self._core, self._loop.for_the_house
+        for _ in range(min(NEWS_TURN, len(self._news))):
+            kind, domid, unique_id = self._news.popleft()
+            if kind == News.GONE:
+                act(partial(domains.gone, core, domid, unique_id))
+            elif kind == News.SHUTDOWN:
+                act(partial(domains.shut_down, core, domid, unique_id))
+            elif kind == News.SCANNED:
+                act(partial(domains.scanned, core))
+            elif kind == News.APPEARED:
+                self._introduce(domid)
+                if not any(item[0] == News.APPEARED for item in self._news):
+                    self._host.settled()
 
     def _introduce(self, domid: int) -> None:
         """Introduces a domain that was there before the daemon, and continues where its ring is."""

@@ -40,7 +40,7 @@ class Store:
         self.watches = WatchTrie()
         self.items = Items()
         self.domains = Domains(self.items.accounts)
-        self._watch_sequence = 0
+        self.watch_sequence = 0
         self.house = Connection(0, -1, -1, PRIVILEGED, privileged=True, socket=True)
         """On whose behalf the daemon itself acts.  Nobody is at its other end, and it is not among the connections."""
         self.house.subject = Subject(PRIVILEGED, privileged=True)
@@ -89,8 +89,10 @@ class Store:
 
     # ---- watches
 
-    def watch(self, connection: Connection, path: bytes, token: bytes, depth: int | None, strip: int) -> Watch:
-        """Registers a watch.  Raises EEXIST or ENOSPC."""
+    def watch(
+        self, connection: Connection, path: bytes, token: bytes, depth: int | None, strip: int, *, checked: bool = True
+    ) -> Watch:
+        """Registers a watch.  Raises EEXIST, or, unless it was `checked` at another time, ENOSPC or ENOMEM."""
         if path[:1] not in {b"/", b"@"} or not 0 <= strip <= len(path):
             raise EINVAL
         key = path, token
@@ -99,14 +101,15 @@ class Store:
         count = len(connection.watches) + 1
         subject: Subject = connection.subject
         if subject.quotas is not None:
-            check(subject.quotas, "watches", count)
             size = len(path) + len(token)
-            check(subject.quotas, "memory", self.memory(subject) + size, "ENOMEM")
+            if checked:
+                check(subject.quotas, "watches", count)
+                check(subject.quotas, "memory", self.memory(subject) + size, "ENOMEM")
             subject.held += size
         elif count > WATCHES_MAX:
             raise ENOSPC
-        self._watch_sequence += 1
-        watch = Watch(connection, path, token, depth, strip, self._watch_sequence)
+        self.watch_sequence += 1
+        watch = Watch(connection, path, token, depth, strip, self.watch_sequence)
         self.items.watches.insert((connection.id, path, token), watch)
         connection.watches[key] = watch
         self.watches.add(watch)

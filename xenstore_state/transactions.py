@@ -38,7 +38,7 @@ class Seen:
 
     __slots__ = ("acl", "generation", "names", "node", "parts", "snapshot", "value")
 
-    def __init__(self, parts: Parts, node: Node | None, snapshot: Snapshot) -> None:
+    def __init__(self, parts: Parts, node: Node | None, snapshot: Snapshot | None) -> None:
         self.parts = parts
         self.node = node
         self.snapshot = snapshot
@@ -55,10 +55,19 @@ class Seen:
             if self.node is None:
                 return []
             try:
-                self.names = self.snapshot.children(self.node)
+                self.names = self.snapshot.children(self.node) if self.snapshot is not None else []
             except SnapshotLost:
                 self.names = list(self.node.children or ())
         return self.names
+
+    @classmethod
+    def restored(
+        cls, parts: Parts, node: Node | None, value: bytes, acl: Acl, generation: int, names: list[bytes]
+    ) -> "Seen":
+        """As it was, from a checkpoint."""
+        seen = cls(parts, node, None)
+        seen.value, seen.acl, seen.generation, seen.names = value, acl, generation, names
+        return seen
 
 
 class Change:
@@ -122,6 +131,41 @@ class Transaction(View):
         """A failure inside cannot be undone: commit gives ENOMEM."""
         self.created = False
         """It creates nodes, so their owner's quota is tested at commit."""
+
+    # ---- across checkpoints
+
+    def kept(self) -> dict[str, Any]:
+        """Everything but what it has seen, as plain data."""
+        return {
+            "tx_id": self.tx_id,
+            "limit": self._limit,
+            "changes": [(parts, c.value, c.acl, c.asked) for parts, c in self._changes.items()],
+            "below": [(parts, list(names)) for parts, names in self._below.items()],
+            "hidden": sorted(self._hidden),
+            "log": self.log,
+            "size": self._size,
+            "since": self._since,
+            "flags": (self.doomed, self.created, self.stale),
+            "held": self.held,
+        }
+
+    @classmethod
+    def restored(cls, tree: Tree, who: Subject, kept: dict[str, Any], seen: dict[Parts, Seen | None]) -> "Transaction":
+        """The same again, from `kept`.  Its snapshots are gone; what had not been listed by then is listed live."""
+        transaction = cls(kept["tx_id"], tree, kept["limit"], who)
+        transaction.seen = seen
+        for parts, value, acl, asked in kept["changes"]:
+            transaction._changes[parts] = Change(value, acl, asked=asked)
+        transaction._below = {parts: dict.fromkeys(names) for parts, names in kept["below"]}
+        transaction._hidden = set(kept["hidden"])
+        transaction.log = [
+            (operation, parts, arguments, error, list(answer) if operation == "directory" and not error else answer)
+            for operation, parts, arguments, error, answer in kept["log"]
+        ]
+        transaction._size, transaction._since, transaction.held = kept["size"], kept["since"], kept["held"]
+        transaction.doomed, transaction.created, transaction.stale = kept["flags"]
+        who.held += transaction.held
+        return transaction
 
     # ---- looking
 

@@ -1,6 +1,6 @@
-"""Compiles the C helpers of the comparisons: the simulated-Xen shim and the load client.
+"""Compiles the C helpers of the comparisons, such as the simulated-Xen shim.
 
-For: `tests.oracle.daemons` (the shim) and `bench` (the load client); `python -m tests.oracle.build` makes
+For: `tests.oracle.daemons` (the shim) and `bench` (its load client); `python -m tests.oracle.build` makes
 both.
 Guarantees: a helper is compiled only when it is missing or older than its sources; it appears whole, also
 when two processes build it at once; what is missing on this machine is named with its Debian package
@@ -72,7 +72,6 @@ SHIM = Helper(
     ("xenctrl.h", "xenevtchn.h", "xengnttab.h"),
     "libxen-dev",
 )
-LOAD = Helper("load", (ROOT / "bench" / "load.c", ROOT / "bench" / "wire.c", ROOT / "bench" / "wire.h"))
 
 
 def require(program: str, package: str) -> Path:
@@ -108,7 +107,7 @@ def build() -> Path:
     """Compiles every helper and returns the folder they stand in. Raises MissingPackage or BuildFailed."""
     for program in ("xenstored", "oxenstored"):
         require(program, "xen-utils-4.17")
-    for helper in (SHIM, LOAD):
+    for helper in (SHIM,):
         compiled(helper)
     return OUTPUT
 

@@ -1,10 +1,17 @@
-"""The rules by which the benchmark's table judges a row."""
+"""The benchmark: the rules by which its table judges a row, and that its load client can do what the rows ask for."""
+
+from collections.abc import Iterator
 
 import pytest
 
-from bench.load_client import Answer
-from bench.report import Cell, judged
-from bench.rows import ROWS, Goal, Measure, Row, selected
+from bench.load_client import PROGRAM, Answer, LoadClient, LoadFailed
+from bench.report import Cell, judged, legend
+from bench.rows import ROWS, SCENARIOS, Goal, Measure, Row, selected
+from tests.oracle.daemons import OurDaemon, short_run_dir
+
+DEADLINE = 60.0
+MOMENT = 0.01
+"""Seconds a figure takes here, where only that there is one matters."""
 
 
 def _cell(value: float | None, committed: float | None = None) -> Cell:
@@ -65,3 +72,63 @@ def test_row_names_are_unique() -> None:
 def test_selecting_rows_keeps_their_set_up_only() -> None:
     scenarios = selected(frozenset({"watches-50k"}))
     assert [[stage.set_up for stage in scenario.stages] for scenario in scenarios] == [["watches 50000 1000000"]]
+
+
+def test_the_legend_names_the_rows_that_are_held_to_more() -> None:
+    row = Row("ring-read", "", "", Goal.ROUND_TRIP)
+    text = legend(
+        [row, row._replace(name="domains-1000-write", goal=Goal.TENFOLD), row._replace(name="a", goal=Goal.PEERS)]
+    )
+    assert "`ring-read` to being no slower than C" in text
+    assert "`domains-1000-write` to ten times C's speed" in text
+    assert "`a`" not in text
+
+
+@pytest.fixture(scope="module")
+def load() -> Iterator[LoadClient]:
+    """A load client of this project's daemon, on a simulated Xen."""
+    reason = PROGRAM.missing() if PROGRAM.stale() else None
+    if reason is not None:
+        pytest.skip(reason)
+    with short_run_dir() as run_dir, OurDaemon(run_dir) as daemon, LoadClient(daemon.socket, daemon.xen_dir) as client:
+        client.command("pids " + " ".join(map(str, daemon.pids())), DEADLINE)
+        yield client
+
+
+COMMANDS = [
+    ("idle 2", "read {seconds}", None),
+    ("idle 2", "write {seconds}", None),
+    ("idle 2", "session {seconds}", None),
+    ("idle 2", "parallel 3 {seconds}", None),
+    ("watches 2 1", "fanout 3 {seconds}", None),
+    ("fill 2", "transaction 2 {seconds}", None),
+    ("fill 2", "children 3", 3),
+    ("fill 2", "devices 3 present", 3),
+    ("guests 1", "ring read {seconds}", None),
+    ("guests 1", "ring write {seconds}", None),
+    ("guests 3", "rings read {seconds}", None),
+    ("guests 3", "rings write {seconds}", None),
+    ("domains 2", "introduce 3", 3),
+    ("domains 2", "destroy 3", 3),
+]
+
+
+def test_every_command_of_a_row_is_tried_below() -> None:
+    stages = [stage for scenario in SCENARIOS for stage in scenario.stages]
+    used = {row.command.split()[0] for stage in stages for row in stage.rows if row.command}
+    used |= {stage.set_up.split()[0] for stage in stages if stage.set_up}
+    assert used <= {text.split()[0] for set_up, command, _ in COMMANDS for text in (set_up, command)}
+
+
+@pytest.mark.parametrize(("set_up", "command", "count"), COMMANDS)
+def test_the_load_client_gives_a_figure(load: LoadClient, set_up: str, command: str, count: int | None) -> None:
+    assert float(load.command(set_up, DEADLINE)["seconds"]) >= 0
+    figure = load.command(command.format(seconds=MOMENT), DEADLINE)
+    assert float(figure["us"]) > 0
+    assert float(figure["cpu_us"]) > 0
+    assert float(figure["count"]) == count if count is not None else float(figure["count"]) > 0
+
+
+def test_the_load_client_says_what_went_wrong(load: LoadClient) -> None:
+    with pytest.raises(LoadFailed, match="unknown command"):
+        load.command("nonsense", DEADLINE)

@@ -37,9 +37,9 @@ from tests.conformance.xen import EVENT, FIELDS, PAGE, Guest, SimulatedXen
 from tests.oracle.daemons import OurDaemon
 from tests.recovery import test_kill
 from tests.recovery.boxview import BoxView, Slot
-from tests.recovery.clients import Failure, Herd, Peer, Request, Script, check, strings
+from tests.recovery.clients import Failure, Herd, Peer, Request, Script, Wait, check, strings
 from tests.recovery.killer import AHEAD, BETWEEN_LOOKS, LIFE_MAX, LOOKS, Killer
-from tests.recovery.load import COUNTERS, HOME, OK, Load
+from tests.recovery.load import COUNTERS, HOME, OK, STREAM, Load, _stream_path, _watch
 from tests.recovery.logic import (
     EPOLL_WAIT,
     Gone,
@@ -60,17 +60,18 @@ PORT: Final = 7
 PATIENCE: Final = 10.0
 MIXES: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "busy": (
-        ("slow", "stream", "quick", "quick", "keys", "keys", "events", "same", "big", "once"),
+        ("late", "stream", "quick", "quick", "keys", "keys", "events", "same", "big", "once"),
         ("slow", "keys", "events", "big", "once"),
     ),
     "transactions": (
-        ("counter", "counter", "counter", "holder", "events", "keys", "once", "stream"),
-        ("counter", "slow", "slow", "quick", "quick", "holder"),
+        ("counter", "counter", "counter", "holder", "events", "keys", "once", "same"),
+        ("counter", "holder"),
     ),
 }
 """Kinds of guests, and of clients on sockets; each is a script of `RingLoad`."""
-SLOW: Final = 2
-"""Slow ones in each mix."""
+AHEAD_MOST: Final = 2000
+LATE_MAX: Final = 0.2
+"""Seconds."""
 
 
 # ---- the guests' process
@@ -140,6 +141,8 @@ class RingLoad(Load):
         self.commits: Counter[bytes] = Counter()
         self.observing = self.streamed = 0
         self.stream_ended = False
+        self.late_number = 0
+        """Changes of the stream that `late` was told of."""
         self.peers: list[Peer] = []
         rng = random.Random(seed)
         on_rings, on_sockets = MIXES[mix]
@@ -151,6 +154,27 @@ class RingLoad(Load):
     def _add(self, peer: Peer, kind: str) -> None:
         self.peers.append(peer)
         self.herd.add(peer, getattr(self, kind)(peer))
+
+    def stream(self, peer: Peer) -> Script:
+        """The same, not further ahead of who is late than may be pending for a ring."""
+        for wait in super().stream(peer):
+            while self.streamed - self.late_number > AHEAD_MOST and not self.herd.stopping:
+                yield Wait(time.monotonic() + 0.005)
+            yield wait
+
+    def late(self, peer: Peer) -> Script:
+        """Watches the stream, reads nothing for a while and everything then: events that wait beside the ring."""
+        token = b"late" * 40
+        yield from _watch(peer, STREAM, token)
+        self.observing += 1
+        while not self.stream_ended or self.late_number < self.streamed:
+            peer.reading = False
+            yield from peer.sleep(peer.rng.random() * LATE_MAX)
+            peer.reading = True
+            while self.late_number < self.streamed:
+                event, expected = (yield from peer.event()), strings(_stream_path(self.late_number), token)
+                check(event == expected, f"event {event!r:.50}, not {expected!r:.50}")
+                self.late_number += 1
 
     def once(self, peer: Peer) -> Script:
         """Does what cannot be done twice, many times in one piece: a request repeated is an error."""
@@ -201,9 +225,10 @@ class Guests(test_kill.Herd):
             for counter in range(COUNTERS):
                 client.write(f"{HOME.decode()}/counter/{counter}", b"0")
             client.call(Op.SET_QUOTA, words("node-size", 8000))
-            for domid in range(FIRST, FIRST + len(on_rings)):
+            client.call(Op.SET_QUOTA, words("memory", 0))  # beyond it, events are dropped
+            for domid, kind in enumerate(on_rings, FIRST):
                 self._introduce(client, SimulatedXen(daemon.xen_dir), view, domid)
-                if domid % 2:
+                if domid % 2 or kind == "stream":  # who watches the stream reads only what was acknowledged
                     client.call(Op.SET_QUOTA, words(domid, "outstanding", 0))
             last = max(slot.owner for slot in view.slots())
             arguments = [str(daemon.xen_dir), str(daemon.socket), str(SEED), mix]

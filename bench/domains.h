@@ -1,0 +1,23 @@
+/*
+ * domains.h: load that comes from domains: guests with rings, domains that do nothing, domains that come and go.
+ *
+ * For: load.c. A toolstack is a connection that may do everything.
+ * Guarantees: as measure.h. What is set up stays; domains that come and go have gone when their figure is printed.
+ * Does not know: how a ring works (guests.h).
+ */
+#ifndef DOMAINS_H
+#define DOMAINS_H
+
+#include "wire.h"
+
+void set_up_domains(struct wire *toolstack, int total);
+void set_up_guests(struct wire *toolstack, int total);
+
+void measure_ring(int writing, double seconds);  /* round trips of the first guest */
+void measure_rings(int writing, double seconds); /* all guests, one request in flight on each ring */
+
+/* One by one. An end takes until a watcher of @releaseDomain has its event. */
+void measure_introductions(struct wire *toolstack, const char *socket_path, int count);
+void measure_ends(struct wire *toolstack, const char *socket_path, int count);
+
+#endif

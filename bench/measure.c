@@ -1,0 +1,246 @@
+/* measure.c: see measure.h. */
+#define _GNU_SOURCE
+#include "measure.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "wire.h"
+
+#define WARM_UP 20
+#define MAX_SAMPLES (1 << 21)
+#define MAX_PIDS 64
+#define CROWD_LIMIT 5. /* seconds */
+#define LOST_EVENT_MS 20
+#define SETTLE_STEP .02
+#define SETTLED .02 /* of a core */
+#define SETTLE_LIMIT 30.
+
+/* ---- clocks ---- */
+
+static int pids[MAX_PIDS];
+static int pid_count;
+
+double now(void)
+{
+    struct timespec time;
+
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec + time.tv_nsec * 1e-9;
+}
+
+void forget_processes(void)
+{
+    pid_count = 0;
+}
+
+void add_process(int pid)
+{
+    if (pid_count == MAX_PIDS)
+        fatal("too many processes");
+    pids[pid_count++] = pid;
+}
+
+static double thread_cpu(int pid, const char *tid)
+{
+    unsigned long long nanoseconds = 0;
+    char path[300];
+    FILE *file;
+
+    snprintf(path, sizeof(path), "/proc/%d/task/%s/schedstat", pid, tid);
+    file = fopen(path, "r");
+    if (!file)
+        return 0; /* the thread ended meanwhile */
+    if (fscanf(file, "%llu", &nanoseconds) != 1)
+        nanoseconds = 0;
+    fclose(file);
+    return nanoseconds * 1e-9;
+}
+
+static double process_cpu(int pid)
+{
+    struct dirent *entry;
+    double seconds = 0;
+    char path[64];
+    DIR *tasks;
+
+    snprintf(path, sizeof(path), "/proc/%d/task", pid);
+    tasks = opendir(path);
+    if (!tasks)
+        fatal("process %d of the daemon is gone", pid);
+    while ((entry = readdir(tasks)))
+        if (entry->d_name[0] != '.')
+            seconds += thread_cpu(pid, entry->d_name);
+    closedir(tasks);
+    return seconds;
+}
+
+double daemon_cpu(void)
+{
+    double seconds = 0;
+
+    for (int i = 0; i < pid_count; i++)
+        seconds += process_cpu(pids[i]);
+    return seconds;
+}
+
+void settle(void)
+{
+    double start = now(), used, before;
+
+    do {
+        if (now() - start > SETTLE_LIMIT)
+            fatal("the daemon is still busy after %g s", SETTLE_LIMIT);
+        before = daemon_cpu();
+        usleep(SETTLE_STEP * 1e6);
+        used = daemon_cpu() - before;
+    } while (used > SETTLED * SETTLE_STEP);
+}
+
+/* ---- figures ---- */
+
+static double samples[MAX_SAMPLES];
+
+static int by_size(const void *left, const void *right)
+{
+    double a = *(const double *)left, b = *(const double *)right;
+
+    return (a > b) - (a < b);
+}
+
+static void print_latency(const char *figure, int count, double seconds, double cpu)
+{
+    qsort(samples, count, sizeof(*samples), by_size);
+    printf("{\"figure\": \"%s\", \"count\": %d, \"us\": %.3f, \"p99_us\": %.3f, \"mean_us\": %.3f, \"cpu_us\": %.3f}\n",
+           figure, count, samples[count / 2] * 1e6, samples[(int)(count * .99)] * 1e6, seconds / count * 1e6,
+           cpu / count * 1e6);
+}
+
+void print_total(const char *figure, long count, double seconds, double cpu)
+{
+    printf("{\"figure\": \"%s\", \"count\": %ld, \"us\": %.3f, \"seconds\": %.6f, \"cpu_us\": %.3f}\n", figure, count,
+           seconds / count * 1e6, seconds, cpu / count * 1e6);
+}
+
+/* Until the time is over or the limit reached, whichever comes first; at least once. */
+static void sample(const char *figure, void (*operation)(const void *), const void *context, double seconds, int limit)
+{
+    double cpu = daemon_cpu(), start = now(), end = start, begun;
+    int count = 0;
+
+    do {
+        begun = end;
+        operation(context);
+        end = now();
+        samples[count++] = end - begun;
+    } while (end - start < seconds && count < limit);
+    print_latency(figure, count, end - start, daemon_cpu() - cpu);
+}
+
+void measure(const char *figure, void (*operation)(const void *), const void *context, double seconds)
+{
+    for (int i = 0; i < WARM_UP; i++)
+        operation(context);
+    sample(figure, operation, context, seconds, MAX_SAMPLES);
+}
+
+void measure_times(const char *figure, void (*operation)(const void *), const void *context, int count)
+{
+    if (count < 1 || count > MAX_SAMPLES)
+        fatal("%s %d times", figure, count);
+    sample(figure, operation, context, 1e9, count);
+}
+
+static int epoll_of(const struct crowd *crowd)
+{
+    int epoll = epoll_create1(EPOLL_CLOEXEC);
+
+    for (int i = 0; i < crowd->count; i++) {
+        struct epoll_event event = {EPOLLIN, {.ptr = crowd->clients[i]}};
+
+        if (epoll < 0 || epoll_ctl(epoll, EPOLL_CTL_ADD, crowd->fd(crowd->clients[i]), &event))
+            fatal("epoll: %s", strerror(errno));
+    }
+    return epoll;
+}
+
+static int take_one(const struct crowd *crowd, void *client, int resend)
+{
+    if (!crowd->take(client))
+        return 0;
+    if (resend)
+        crowd->send(client);
+    return 1;
+}
+
+static int take_those(const struct crowd *crowd, const struct epoll_event *ready, int count, int resend)
+{
+    int replies = 0;
+
+    for (int i = 0; i < count; i++)
+        replies += take_one(crowd, ready[i].data.ptr, resend);
+    return replies;
+}
+
+/* For when nothing comes: an event may have been lost. */
+static int look_at_all(const struct crowd *crowd, int resend)
+{
+    int replies = 0;
+
+    for (int i = 0; i < crowd->count && crowd->may_lose_events; i++)
+        replies += take_one(crowd, crowd->clients[i], resend);
+    return replies;
+}
+
+/* Waits until something comes, and takes it; returns how many replies that were. */
+static int take_some(const struct crowd *crowd, int epoll, int resend)
+{
+    struct epoll_event ready[64];
+
+    for (double start = now(); now() - start < CROWD_LIMIT;) {
+        int count = epoll_wait(epoll, ready, sizeof(ready) / sizeof(*ready), LOST_EVENT_MS), replies;
+
+        replies = count > 0 ? take_those(crowd, ready, count, resend) : look_at_all(crowd, resend);
+        if (count > 0 || replies > 0)
+            return replies;
+    }
+    fatal("nothing came for any of %d clients in %g s", crowd->count, CROWD_LIMIT);
+}
+
+static void send_all(const struct crowd *crowd)
+{
+    for (int i = 0; i < crowd->count; i++)
+        crowd->send(crowd->clients[i]);
+}
+
+static void take_all(const struct crowd *crowd, int epoll)
+{
+    for (int taken = 0; taken < crowd->count;)
+        taken += take_some(crowd, epoll, 0);
+}
+
+void measure_crowd(const char *figure, const struct crowd *crowd, double wanted)
+{
+    int epoll = epoll_of(crowd);
+    double start, cpu, seconds;
+    long done = 0;
+
+    send_all(crowd); /* so that the daemon has met them all */
+    take_all(crowd, epoll);
+    start = now();
+    cpu = daemon_cpu();
+    send_all(crowd);
+    while (now() - start < wanted)
+        done += take_some(crowd, epoll, 1);
+    seconds = now() - start;
+    cpu = daemon_cpu() - cpu;
+    take_all(crowd, epoll);
+    print_total(figure, done, seconds, cpu);
+    close(epoll);
+}

@@ -1,0 +1,88 @@
+"""The ledger: a file on tmpfs to which the keeper adds what it has done since its last checkpoint.
+
+Theory of operation.  Entries are copied into a mapped file; an entry counts once the word in front, which says how far the
+file is valid, has been stored (whole, as all shared words).  So an entry is there or not, at whatever instruction the
+keeper dies, and adding one costs no system call.  Each has a checksum of its own: a damaged file ends at the damage.
+A ledger belongs to one checkpoint, by number; the one after it begins a new one.  Knows nothing of what entries say.
+"""
+
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from typing import Final
+from zlib import crc32
+
+from recovery_box.box import SharedWords
+
+MAGIC: Final = int.from_bytes(b"XOARLED\1", "little")
+_FRONT: Final = 64
+_W_MAGIC: Final = 0
+_W_END: Final = 1
+_ENTRY: Final = struct.Struct("=II")
+"""Length of the entry, CRC-32 of it."""
+_GROW: Final = 1 << 20
+
+
+class LedgerError(Exception):
+    """The file is none, or is damaged; what was read before the damage is good."""
+
+
+class Ledger:
+    """The file being written."""
+
+    def __init__(self, path: str) -> None:
+        """Makes a fresh one.  Raises OSError."""
+        self.path = path
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._room = _GROW
+        os.posix_fallocate(self._fd, 0, self._room)
+        self._memory = mmap.mmap(self._fd, self._room)
+        self._words = SharedWords(self._memory)
+        self.end = _FRONT
+        """Bytes of the file that are valid."""
+        self._words[_W_END] = self.end
+        self._words[_W_MAGIC] = MAGIC
+
+    def add(self, entry: bytes) -> None:
+        """Adds an entry.  Raises OSError when there is no room on the file system."""
+        at = self.end
+        end = at + (_ENTRY.size + len(entry) + 7) & ~7
+        if end > self._room:
+            self._enlarge(end)
+        _ENTRY.pack_into(self._memory, at, len(entry), crc32(entry))
+        self._memory[at + _ENTRY.size : at + _ENTRY.size + len(entry)] = entry
+        self._words[_W_END] = self.end = end
+
+    def _enlarge(self, end: int) -> None:
+        room = (end + _GROW - 1) // _GROW * _GROW
+        os.posix_fallocate(self._fd, self._room, room - self._room)
+        self._words.view.release()
+        self._memory.resize(room)
+        self._words = SharedWords(self._memory)
+        self._room = room
+
+    def close(self) -> None:
+        """Stops writing; the file stays."""
+        self._words.view.release()
+        self._memory.close()
+        os.close(self._fd)
+
+
+def entries(path: str) -> Iterator[bytes]:
+    """The entries of a ledger in order.  Raises `LedgerError` at the first damage, OSError if there is no such file."""
+    with open(path, "rb") as f:
+        data = f.read()
+    if len(data) < _FRONT:
+        raise LedgerError("too short")
+    magic, valid = struct.unpack_from("=QQ", data)
+    if magic != MAGIC or not _FRONT <= valid <= len(data):
+        raise LedgerError("not a ledger")
+    at = _FRONT
+    while at < valid:
+        length, check = _ENTRY.unpack_from(data, at)
+        entry = data[at + _ENTRY.size : at + _ENTRY.size + length]
+        if len(entry) < length or crc32(entry) != check:
+            raise LedgerError(f"the entry at byte {at} is damaged")
+        yield entry
+        at += (_ENTRY.size + length + 7) & ~7
