@@ -85,13 +85,15 @@ class SharedWords:
 class Box:
     """The mapped file.  `path` is removed by `unlink`; the mapping lives as long as the process."""
 
-    def __init__(self, path: str, max_connections: int = 16384) -> None:
+    def __init__(self, path: str, max_connections: int = 16384, *, kept: int | None = None) -> None:
+        """Makes the file; or, given a descriptor that was kept of one, goes on with what is in it."""
         if sys.byteorder != "little":
             raise BoxError("the recovery box is laid out for little-endian machines")
         self.path = path
         self.max_connections = max_connections
         size = (SLOTS_AT + max_connections * SLOT_SIZE + PAGE - 1) // PAGE * PAGE
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        made = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        self.fd = os.open(path, made, 0o600) if kept is None else kept
         try:
             found = os.fstat(self.fd)
             if found.st_uid != os.geteuid() or found.st_mode & 0o077:
@@ -100,8 +102,11 @@ class Box:
                 fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise BoxError(f"{path} is in use by another daemon") from None
-            os.ftruncate(self.fd, 0)
-            os.ftruncate(self.fd, size)
+            if kept is None:
+                os.ftruncate(self.fd, 0)
+                os.ftruncate(self.fd, size)
+            elif found.st_size != size:
+                raise BoxError(f"{path} was made by another version")
             self._allocated = 0
             self._allocate(SLOTS_AT)
             self.memory = mmap.mmap(self.fd, size)
@@ -110,6 +115,8 @@ class Box:
             raise
         self.words = SharedWords(self.memory)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+        if kept is not None and (self.words[W_MAGIC], self.words[W_VERSION]) != (MAGIC, VERSION):
+            raise BoxError(f"{path} was made by another version")
         self.words[W_VERSION] = VERSION
         self.words[W_ACTIVE] = NO_REQUEST
         self.words[W_MAGIC] = MAGIC

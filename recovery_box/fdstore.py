@@ -9,6 +9,7 @@ import array
 import os
 import re
 import socket
+from collections.abc import MutableMapping
 from typing import Final
 
 FIRST: Final = 3
@@ -19,10 +20,8 @@ _NAME: Final = re.compile(r"([a-z]+[0-9]*)\.([0-9]+)")
 class FdStore:
     """The way to whoever keeps descriptors."""
 
-    def __init__(self, address: str) -> None:
-        """`address` as in $NOTIFY_SOCKET.  Raises OSError."""
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.connect("\0" + address[1:] if address.startswith("@") else address)
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
 
     def keep(self, what: str, fd: int) -> None:
         """Has a descriptor kept: `what` names it, its number comes along.  Raises OSError."""
@@ -38,7 +37,14 @@ class FdStore:
         self._socket.send(text.encode())
 
 
-def inherited(environment: dict[str, str]) -> dict[str, tuple[int, int]]:
+def at(address: str) -> FdStore:
+    """The one at an address as in $NOTIFY_SOCKET.  Raises OSError."""
+    connected = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    connected.connect("\0" + address[1:] if address.startswith("@") else address)
+    return FdStore(connected)
+
+
+def inherited(environment: MutableMapping[str, str]) -> dict[str, tuple[int, int]]:
     """What was kept, by name: (number it came under, number it is to have).  Empty at an ordinary start.
 
     Takes the variables that say so out of the environment: they are not for children.

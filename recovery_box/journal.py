@@ -124,6 +124,23 @@ class Consumer:
         self.sequence = 0
         """Sequence number of the last entry read."""
 
+    def resume(self, last: int) -> None:
+        """Goes on where another consumer of this journal has died, after it had read record `last`, or the one before."""
+        words, memory = self._words, self._memory
+        self._tail, self.sequence = words[W_TAIL], last
+        at = self._tail & _MASK
+        if JOURNAL_SIZE - at < _ENTRY.size:
+            self._release(self._tail + JOURNAL_SIZE - at)
+            at = 0
+        if self._tail != words[W_HEAD]:
+            kind_and_length, _, sequence = _ENTRY.unpack_from(memory, PAGE + at)
+            self.sequence = sequence if kind_and_length == _FILLER else sequence - 1
+
+    @property
+    def taken(self) -> int:
+        """Sequence number of the record last yielded."""
+        return self._taken[1] if self._taken is not None else self.sequence
+
     @property
     def empty(self) -> bool:
         """Whether nothing is published that was not read."""

@@ -53,9 +53,9 @@ class Damaged(Exception):
     """A checkpoint cannot be used."""
 
 
-def write(path: str, store: Store, sequence: int) -> None:
-    """Writes a checkpoint: the store, and the number of the last record in it.  Raises OSError."""
-    body: bytes = msgpack.packb(_parts(store, sequence), use_bin_type=True)
+def write(path: str, store: Store, sequence: int, more: dict[str, Any]) -> None:
+    """Writes a checkpoint: the store, the number of the last record in it, and what else is to be kept.  Raises OSError."""
+    body: bytes = msgpack.packb(_parts(store, sequence) | more, use_bin_type=True)
     temporary = path + ".new"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with open(fd, "wb") as f:
@@ -64,8 +64,8 @@ def write(path: str, store: Store, sequence: int) -> None:
     os.replace(temporary, path)
 
 
-def read(path: str) -> tuple[Store, int]:
-    """Reads a checkpoint: a store equal to the one written, and the number of its last record.
+def read(path: str) -> tuple[Store, dict[str, Any]]:
+    """Reads a checkpoint: a store equal to the one written, and by name what else was written.
 
     Raises `Damaged`, or OSError if there is no such file.
     """
@@ -77,7 +77,7 @@ def read(path: str) -> tuple[Store, int]:
         if magic != MAGIC or version != VERSION or len(body) != length or crc32(body) != check:
             raise Damaged("not a checkpoint, of another version, or its checksum is wrong")
         parts = msgpack.unpackb(body, use_list=False, strict_map_key=False)
-        return _store(parts), parts["sequence"]
+        return _store(parts), parts
     except (struct.error, msgpack.UnpackException, ValueError, TypeError, LookupError, AttributeError) as e:
         raise Damaged(repr(e)) from None
 

@@ -30,6 +30,7 @@ from xenstore_state.records import Applier, BadRecord, Record, decode
 from xenstore_state.registrar import Registrar
 from xenstore_state.restarts import REASONS, Death, Planned, Restarts
 from xenstore_state.store import Store
+from xenstore_state.survival import Recovered, Survival
 
 log = logging.getLogger(__name__)
 
@@ -109,26 +110,42 @@ class Keeper:
         logic_pid_file: str,
         descriptors: int,
         hypervisor: Hypervisor | None = None,
+        survival: Survival | None = None,
+        recovered: Recovered | None = None,
     ) -> None:
-        self.store = Store()
+        """With `survival`, what happens is written down; `recovered` is what a State knew that died."""
+        self.store = recovered.store if recovered is not None else Store()
+        self._survival = survival
+        self._repeated = 0
         self.box = box
         self._run_logic = run_logic
         self._logic_pid_file = logic_pid_file
         self._first_number = custody.first_number(descriptors)
         self._consumer = Consumer(box)
-        self._applier = Applier(self.store, lambda c: output_made(box, c.slot))
+        self._made: dict[int, int] = {}
+        self._applier = Applier(self.store, self._output_made)
         self._logic_epoll = select.epoll()
         self._epoll = select.epoll()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._reception = Reception(self.store, box, listeners, self._epoll, self._first_number)
+        self._reception = Reception(self.store, box, listeners, self._epoll, self._first_number, survival)
         self._line = Line()
         self._line_blocked = False
         self._hypervisor = hypervisor
         self._registrar = (
-            Registrar(self.store, hypervisor, self._allocate_ring, self._reception.free, self._tell)
+            Registrar(
+                self.store,
+                hypervisor,
+                self._allocate_ring,
+                self._reception.free,
+                self._tell,
+                survival,
+                recovered.bound if recovered is not None else None,
+            )
             if hypervisor is not None
             else None
         )
+        if recovered is not None:
+            self._resume(recovered)
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._restarts = Restarts(self.store, box)
         self._hung = self._distrusted = False
@@ -144,6 +161,18 @@ class Keeper:
 
     # ---- life
 
+    def _resume(self, recovered: Recovered) -> None:
+        """Goes on for a State that died."""
+        self._reception.resume_with(recovered.next_id)
+        self._consumer.resume(recovered.sequence)
+        self._repeated = recovered.sequence
+        self._applier.last = recovered.last
+        if self._hypervisor is not None:
+            for domid, (port, remote_port) in recovered.bound.items():
+                self._hypervisor.know_port(port, domid, remote_port)
+        self._drain()
+        self._consumer.drop_staged()
+
     def run(self, ready: Callable[[], None]) -> None:
         """Serves until SIGTERM or SIGINT; calls `ready` once clients can connect."""
         gc.disable()  # the tree has no cycles, and walking it would cost more than everything else
@@ -151,7 +180,7 @@ class Keeper:
         self._reception.open()
         for fd in (self._bell, self._signals_read.fileno()):
             self._epoll.register(fd, select.EPOLLIN)
-        if self._registrar is not None:
+        if self._registrar is not None and not self._repeated:
             self._registrar.begin()
         self._fork()
         self._tell_all()
@@ -162,6 +191,7 @@ class Keeper:
             quiet = 0 if self._drain(DRAIN_RECORDS) else quiet + 1
             self._applier.trim()
             self._watch_over_logic()
+            self._write_down()
             self._wait(quiet)
         self._stop()
 
@@ -231,7 +261,21 @@ class Keeper:
                 deadline += STOP_SECONDS
         self._reap()
         self._drain()
+        if self._survival is not None:
+            self._survival.end()
         log.info("stopped: %d nodes, %d connections", self.store.tree.size, len(self.store.items.connections))
+
+    def _output_made(self, connection: Connection) -> int:
+        """How far a connection's output has got into its region; what depends on it is written down with it."""
+        made = output_made(self.box, connection.slot)
+        if self._survival is not None:
+            self._made[connection.id] = made
+        return made
+
+    def _write_down(self) -> None:
+        if self._survival is not None:
+            bound = self._registrar.bound if self._registrar is not None else {}
+            self._survival.look_after(self.store, self._consumer.sequence, self._applier.last, bound)
 
     # ---- Logic
 
@@ -369,7 +413,12 @@ class Keeper:
             return False
         try:
             for count, body in enumerate(self._consumer.records(), 1):
+                if self._consumer.taken <= self._repeated:
+                    continue  # applied by a State that died before it could say so
                 record = self._applier.apply(body)
+                if self._survival is not None:
+                    self._survival.record(self._consumer.taken, body, self._made)
+                    self._made = {}
                 if self.store.closed:
                     self._reception.forget_closed()
                 if record.kind in ENDS_DOMAIN and self._registrar is not None:
@@ -416,8 +465,12 @@ class Keeper:
             except OSError:
                 pass
             custody.shut_down(connection.fd)
+            if self._survival is not None:
+                self._survival.hung_up(connection)
             self.store.disconnect(connection)
         else:
+            if self._survival is not None:
+                self._survival.hung_up(connection)
             self.store.ignore(connection.domid, ERROR_COMM)
         self._reception.forget_closed()
 

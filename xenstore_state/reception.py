@@ -17,6 +17,7 @@ from recovery_box.items import Connection
 from recovery_box.lanes import prepare_slot
 from xenstore_state.domains import PRIVILEGED
 from xenstore_state.store import Store
+from xenstore_state.survival import Survival
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,13 @@ class Reception:
     """Listening sockets, slots of the box, and connections on their way to Logic."""
 
     def __init__(
-        self, store: Store, box: Box, listeners: list[socket.socket], epoll: select.epoll, first_number: int
+        self,
+        store: Store,
+        box: Box,
+        listeners: list[socket.socket],
+        epoll: select.epoll,
+        first_number: int,
+        survival: Survival | None = None,
     ) -> None:
         self._store = store
         self._box = box
@@ -35,11 +42,20 @@ class Reception:
         self.handover = Handover()
         self._queue: deque[Connection] = deque()
         self._blocked = False
+        self._survival = survival
         self._next_id = 1
         self._free: list[int] = []
         self._used = 0
         self.accepting = True
         self._pause_told = False
+
+    def resume_with(self, next_id: int) -> None:
+        """Goes on for a State that died: slots in use are those of connections and offers there are."""
+        offers = self._store.domains.offers.values()
+        taken = {c.slot for c in self._store.items.connections} | {offer.slot for offer in offers}
+        self._next_id = next_id
+        self._used = 1 + max(taken, default=-1)
+        self._free = [slot for slot in range(self._used) if slot not in taken]
 
     def open(self) -> None:
         """Begins to listen."""
@@ -78,12 +94,16 @@ class Reception:
             self._used += 1
         number = self._next_id
         self._next_id += 1
+        if self._survival is not None:
+            self._survival.next_id = self._next_id
         prepare_slot(self._box, slot, number)
         return number
 
     def forget_closed(self) -> None:
         """Connections that have ended give back descriptor and slot."""
         for connection in self._store.closed:
+            if self._survival is not None:
+                self._survival.closed(connection)
             if connection.socket:
                 os.close(connection.fd)
             self._free.append(connection.slot)
@@ -121,6 +141,8 @@ class Reception:
             self._pause_told = False
             log.warning("accepting connections again")
         connection = Connection(self._take_slot(slot), slot, fd, PRIVILEGED, True, True)
+        if self._survival is not None:
+            self._survival.accepted(connection)
         self._queue.append(connection)
         self._hand_over()
         self._store.connect(connection)

@@ -166,6 +166,10 @@ class Applier:
         self.last = record
         return record
 
+    def remember(self, body: bytes) -> None:
+        """A record that was applied before: its output may not have been made."""
+        self.last = decode(body)
+
     def _trim(self, number: int) -> None:
         connection = self.store.items.connections.get(number)
         if connection is not None:

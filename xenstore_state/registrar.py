@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 from xenstore_state.domains import PRIVILEGED, Offer, can_exist
 from xenstore_state.hypervisor import Hypervisor
 from xenstore_state.store import Store
+from xenstore_state.survival import Survival
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,8 @@ class Registrar:
         allocate: Callable[[int], tuple[int, int] | None],
         free: Callable[[int], None],
         tell: Callable[[bytes], None],
+        survival: Survival | None = None,
+        bound: dict[int, tuple[int, int]] | None = None,
     ) -> None:
         """`allocate` gives (connection id, prepared slot) for a domid's ring, or None; `free` takes a slot back."""
         self._store = store
@@ -97,7 +100,8 @@ class Registrar:
         self._allocate = allocate
         self._free = free
         self._tell = tell
-        self._bound: dict[int, tuple[int, int]] = {}
+        self._survival = survival
+        self.bound: dict[int, tuple[int, int]] = bound if bound is not None else {}
         """(local port, remote port) by domid."""
         self._to_introduce: set[int] = set()
 
@@ -141,20 +145,26 @@ class Registrar:
             return Status.OK
         if facts is None:
             return Status.NO_SUCH_DOMAIN
+        if self._survival is not None:
+            self._survival.learned(domid, facts.unique_id)
         self._store.domains.learn(domid, facts.unique_id)
         return Status.OK
 
     def _bind(self, domid: int, remote_port: int) -> None:
         self._unbind(domid)
         try:
-            self._bound[domid] = self._hypervisor.bind(domid, remote_port), remote_port
+            self.bound[domid] = port, _ = self._hypervisor.bind(domid, remote_port), remote_port
+            if self._survival is not None:
+                self._survival.bound(domid, port, remote_port)
         except OSError as e:
             log.warning("event channel %d of domain %d cannot be bound: %s", remote_port, domid, e.strerror)
 
     def _unbind(self, domid: int) -> None:
-        port, _ = self._bound.pop(domid, (0, 0))
+        port, _ = self.bound.pop(domid, (0, 0))
         if port:
             self._hypervisor.unbind(port)
+            if self._survival is not None:
+                self._survival.bound(domid, 0, 0)
 
     def _offer(self, domid: int, remote_port: int | None) -> Answer:
         """Offers a connection, on another event channel if one is named.
@@ -170,8 +180,10 @@ class Registrar:
             return Answer(Status.REFUSED, unique_id)
         if remote_port is not None and (old is None or not old.port or old.remote_port != remote_port):
             self._bind(domid, remote_port)
-        port, bound = self._bound.get(domid, (0, 0))
+        port, bound = self.bound.get(domid, (0, 0))
         offers[domid] = offer = Offer(*given, port, bound)
+        if self._survival is not None:
+            self._survival.offered(domid, offer)
         return Answer(Status.OK, unique_id, *offer)
 
     # ---- what records say

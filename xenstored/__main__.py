@@ -5,8 +5,9 @@ import logging
 import os
 import socket
 import sys
+from typing import NamedTuple
 
-from recovery_box import custody
+from recovery_box import custody, fdstore
 from recovery_box.box import Box, BoxError, shared_memory_directory
 from xenstore_logic.control import TRACE_FILE, TRACE_SWITCH
 from xenstore_logic.process import run_logic
@@ -14,13 +15,16 @@ from xenstore_logic.rings import EVENT_TIMEOUT
 from xenstore_state.hypervisor import Hypervisor
 from xenstore_state.keeper import BACKLOG, Keeper
 from xenstore_state.restarts import POLICY
-from xenstored import service
+from xenstore_state.survival import Recovered, Survival, forget, recover
+from xenstored import guardian, service
 from xenstored.linux_xen import LinuxXen
 from xenstored.options import OptionError, Options, parse
 from xenstored.simulated_xen import SimulatedXen
 
 log = logging.getLogger("xenstored")
 
+BOX, LISTENER, EVENTS = "box", "listen", "evtchn"
+"""Names under which descriptors are kept; connections are `c` and their id, events have their domain port behind the name."""
 XEN_FILES = ("/dev/xen/evtchn", "/dev/xen/gntdev", "/dev/xen/privcmd")
 
 
@@ -32,11 +36,13 @@ def main() -> int:
     """The command.  Returns the exit status."""
     pipe = -1
     try:
+        kept = fdstore.settle(fdstore.inherited(os.environ))
+        keeper_end = guardian.adopt()
         options = parse(sys.argv[1:], dict(os.environ))
-        hypervisor = _open_hypervisor(options)
-        if not options.foreground:
+        hypervisor = _open_hypervisor(options, kept)
+        if not options.foreground and keeper_end is None:
             pipe = service.detach()
-        _serve(options, hypervisor, pipe)
+        _serve(options, hypervisor, pipe, Inherited(kept, keeper_end))
     except service.PidFileLocked as e:
         # Clients can connect, to the other one: the C daemon's exit status for this is 0.
         _fail(pipe, f"another daemon runs: {e} is locked")
@@ -56,10 +62,21 @@ def _fail(pipe: int, why: str) -> None:
         sys.stderr.write(text)
 
 
-def _open_hypervisor(options: Options) -> Hypervisor | None:
+class Inherited(NamedTuple):
+    """What a State has that the guardian has started again."""
+
+    kept: dict[str, int]
+    """Descriptors by name."""
+    guardian: socket.socket | None
+    """The way to the guardian; None at an ordinary start."""
+
+
+def _open_hypervisor(options: Options, kept: dict[str, int]) -> Hypervisor | None:
     """What serves guests: the devices of a Xen host, a simulated one, or (None) nothing.  Raises `CannotStart`."""
+    events = {int(name[len(EVENTS) :]): fd for name, fd in kept.items() if name.startswith(EVENTS)}
+    domain_port, event_fd = next(iter(events.items()), (0, None))
     if options.simulated_xen is not None:
-        return SimulatedXen(options.simulated_xen)
+        return SimulatedXen(options.simulated_xen, event_fd)
     if not options.domain_init:
         return None
     missing = [name for name in XEN_FILES if not os.path.exists(name)]
@@ -67,10 +84,10 @@ def _open_hypervisor(options: Options) -> Hypervisor | None:
         raise CannotStart(
             f"this is not a Xen host: {', '.join(missing)} missing; with -D (--no-domain-init) sockets are served without Xen"
         )
-    return LinuxXen()
+    return LinuxXen(event_fd, domain_port)
 
 
-def _serve(options: Options, hypervisor: Hypervisor | None, pipe: int) -> None:
+def _serve(options: Options, hypervisor: Hypervisor | None, pipe: int, inherited: Inherited) -> None:
     service.set_up_logging(foreground=options.foreground)
     for note in options.notes:
         log.warning("%s", note)
@@ -78,7 +95,7 @@ def _serve(options: Options, hypervisor: Hypervisor | None, pipe: int) -> None:
     pid_file = service.write_pid_file(options.pid_file) if options.pid_file else -1
     made = [options.pid_file] if options.pid_file else []
     try:
-        _run(options, hypervisor, pipe, made)
+        _run(options, hypervisor, pipe, made, inherited)
     finally:
         for name in made:
             _remove(name)
@@ -86,18 +103,64 @@ def _serve(options: Options, hypervisor: Hypervisor | None, pipe: int) -> None:
             os.close(pid_file)
 
 
-def _run(options: Options, hypervisor: Hypervisor | None, pipe: int, made: list[str]) -> None:
+def _run(options: Options, hypervisor: Hypervisor | None, pipe: int, made: list[str], inherited: Inherited) -> None:
     """Serves until the daemon is told to end; `made` collects the files that go then."""
     limit = custody.raise_limit()
-    box = Box(_box_path(options))
+    kept = inherited.kept
+    state_end = inherited.guardian or (guardian.start() if options.guardian else None)
+    box = Box(_box_path(options), kept=kept.get(BOX))
     logic_pid_file = os.path.join(options.rundir, "logic.pid")
     made += [box.path, logic_pid_file]
-    listener = _listen(options.socket)
+    listener = socket.socket(fileno=kept[LISTENER]) if LISTENER in kept else _listen(options.socket)
+    listener.setblocking(False)
     made.append(options.socket)
-    keeper = Keeper(box, [listener], run_logic, logic_pid_file, limit, hypervisor)
-    _configure(keeper, options)
+    survival, recovered = None, None
+    if state_end is not None:
+        recovered = _recover(options, kept) if inherited.guardian is not None else None
+        survival = Survival(_files(options), fdstore.FdStore(state_end))
+        if inherited.guardian is None:
+            _hand_to_guardian(survival.keeper, box, listener, hypervisor)
+    keeper = Keeper(box, [listener], run_logic, logic_pid_file, limit, hypervisor, survival, recovered)
+    if recovered is None:
+        _configure(keeper, options)
     log.info("serving on %s, at most %d descriptors", options.socket, limit)
     keeper.run(ready=lambda: service.announce(pipe))
+
+
+def _recover(options: Options, kept: dict[str, int]) -> Recovered | None:
+    """What the State before has known.  Connections that cannot be continued are closed."""
+    fresh = os.environ.pop(guardian.FRESH_VARIABLE, None)
+    if fresh:
+        log.error("State has died again and again over what it knew: everything begins anew")
+        forget(_files(options))
+    recovered = None if fresh else recover(_files(options))
+    sockets = {name: fd for name, fd in kept.items() if name[0] == "c" and name[1:].isdecimal()}
+    known = {f"c{c.id}" for c in recovered.store.items.connections if c.socket} if recovered is not None else set()
+    for name in sockets.keys() - known:
+        os.close(sockets[name])
+    if recovered is not None:
+        for connection in list(recovered.store.items.connections):
+            if connection.socket and f"c{connection.id}" not in sockets:
+                log.error("connection %d has no descriptor any more", connection.id)
+                recovered.store.disconnect(connection)
+        recovered.store.closed.clear()
+    return recovered
+
+
+def _hand_to_guardian(
+    keeper: fdstore.FdStore, box: Box, listener: socket.socket, hypervisor: Hypervisor | None
+) -> None:
+    keeper.keep(BOX, box.fd)
+    keeper.keep(LISTENER, listener.fileno())
+    if hypervisor is not None:
+        keeper.keep(f"{EVENTS}{hypervisor.domain_port}", hypervisor.event_fd)
+
+
+def _files(options: Options) -> str:
+    """Where State writes down what it does."""
+    directory = os.path.join(os.path.dirname(_box_path(options)), "state-" + os.path.basename(_box_path(options)))
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    return directory
 
 
 def _box_path(options: Options) -> str:

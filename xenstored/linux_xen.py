@@ -323,7 +323,8 @@ class _Ring(NamedTuple):
 class LinuxXen:
     """`Hypervisor` on a Xen host.  Opens everything at once; raises OSError, with the file's name, if something is missing."""
 
-    def __init__(self) -> None:
+    def __init__(self, kept: int | None = None, domain_port: int = 0) -> None:
+        """`kept` is the event channel device of a State that died, `domain_port` what it had bound there."""
         os.close(_open(GNTDEV))  # must be there when a Logic needs it
         self._gntdev = -1
         self._rings: dict[int, _Ring] = {}
@@ -331,8 +332,8 @@ class LinuxXen:
         self._privcmd: Privcmd | None = Privcmd()
         self._queries = DomainQueries(self._privcmd)
         self._backend = _open_backend()
-        self.event_fd = _open(EVTCHN, os.O_NONBLOCK)
-        self.domain_port = self._bind_virq()
+        self.event_fd = _open(EVTCHN, os.O_NONBLOCK) if kept is None else kept
+        self.domain_port = self._bind_virq() if kept is None else domain_port
 
     def _bind_virq(self) -> int:
         try:

@@ -42,6 +42,7 @@ class Options:
     event_seconds: int | None = None
     restart: str | None = None
     watchdog: float | None = None
+    guardian: bool = False
     pid_file: str | None = None
     trace_file: str | None = None
     trace_switches: dict[str, bool] = field(default_factory=dict)
@@ -120,6 +121,11 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--watchdog", metavar="S", help="seconds after which a Logic that hangs is killed (default 2, 0: never)"
     )
+    p.add_argument(
+        "--guardian",
+        action="store_true",
+        help="State writes down what it does, and a small process starts it again, with all connections, when it dies",
+    )
     p.add_argument("-F", "--pid-file", metavar="FILE", help="write the daemon's pid there")
     p.add_argument("-T", "--trace-file", metavar="FILE", help="trace messages into this file")
     p.add_argument("--trace-control", metavar="[+-]SWITCH", action="append", default=[], help=" ".join(SWITCHES))
@@ -179,6 +185,7 @@ def parse(arguments: list[str], environment: dict[str, str]) -> Options:
         Policy.parse(given.restart or "on-crash")
     except ValueError as e:
         raise OptionError(f"--restart {e}") from None
+    options.guardian = given.guardian
     options.keep_orphans = given.keep_orphans
     options.simulated_xen = os.path.abspath(given.simulated_xen) if given.simulated_xen else None
     options.notes += [f"{note}; no effect" for name, note in _WITHOUT_EFFECT.items() if getattr(given, name)]

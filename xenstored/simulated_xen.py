@@ -34,6 +34,17 @@ def _running(domid: int, unique_id: int) -> DomainFacts:
 _DOMAIN_0: Final = _running(0, 1)
 
 
+def _bound_socket(path: str) -> socket.socket:
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    _enlarge(bound)
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    bound.bind(path)
+    return bound
+
+
 def _enlarge(sender: socket.socket) -> None:
     """Room for unread events of many domains: what one does not take must not keep others from theirs."""
     try:
@@ -45,19 +56,18 @@ def _enlarge(sender: socket.socket) -> None:
 class SimulatedXen:
     """Implements `xenstore_state.hypervisor.Hypervisor`."""
 
-    def __init__(self, directory: str) -> None:
-        """Raises OSError when it is not such a directory, or may not be written."""
+    def __init__(self, directory: str, kept: int | None = None) -> None:
+        """`kept` is the descriptor of events that a State had which died.
+
+        Raises OSError when it is not such a directory, or may not be written.
+        """
         self._directory = directory
         self._domains = os.path.join(directory, "domains")
         os.makedirs(self._domains, exist_ok=True)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        _enlarge(self._socket)
-        path = os.path.join(directory, "evtchn.sock")
-        try:
-            os.unlink(path)
-        except FileNotFoundError:
-            pass
-        self._socket.bind(path)
+        self._socket = (
+            _bound_socket(os.path.join(directory, "evtchn.sock")) if kept is None else socket.socket(fileno=kept)
+        )
+        self._socket.setblocking(False)
         self.event_fd = self._socket.fileno()
         self.domain_port = _DOMAIN_PORT
         self._ports: dict[int, tuple[int, int]] = {}
@@ -122,6 +132,7 @@ class SimulatedXen:
     def know_port(self, port: int, domid: int, remote_port: int) -> None:
         """A port that is bound."""
         self._ports[port] = domid, remote_port
+        self._next_port = max(self._next_port, port + 1)
         self._by_event[domid, remote_port] = port
         address = os.path.join(self._directory, f"g{domid}.{remote_port}.sock")
         self._addresses[port] = _EVENT.pack(domid, remote_port), address
