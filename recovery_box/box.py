@@ -85,8 +85,8 @@ class SharedWords:
 class Box:
     """The mapped file.  `path` is removed by `unlink`; the mapping lives as long as the process."""
 
-    def __init__(self, path: str, max_connections: int = 16384, *, kept: int | None = None) -> None:
-        """Makes the file; or, given a descriptor that was kept of one, goes on with what is in it."""
+    def __init__(self, path: str, max_connections: int = 16384, *, kept: int | None = None, anew: bool = False) -> None:
+        """Makes the file; or, given a descriptor that was kept of one, goes on with what is in it, unless all begins anew."""
         if sys.byteorder != "little":
             raise BoxError("the recovery box is laid out for little-endian machines")
         self.path = path
@@ -102,7 +102,7 @@ class Box:
                 fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise BoxError(f"{path} is in use by another daemon") from None
-            if kept is None:
+            if kept is None or anew:
                 os.ftruncate(self.fd, 0)
                 os.ftruncate(self.fd, size)
             elif found.st_size != size:
@@ -115,7 +115,7 @@ class Box:
             raise
         self.words = SharedWords(self.memory)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
-        if kept is not None and (self.words[W_MAGIC], self.words[W_VERSION]) != (MAGIC, VERSION):
+        if kept is not None and not anew and (self.words[W_MAGIC], self.words[W_VERSION]) != (MAGIC, VERSION):
             raise BoxError(f"{path} was made by another version")
         self.words[W_VERSION] = VERSION
         self.words[W_ACTIVE] = NO_REQUEST

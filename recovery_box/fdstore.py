@@ -6,6 +6,7 @@ Knows nothing of what the descriptors are.
 """
 
 import array
+import fcntl
 import os
 import re
 import socket
@@ -63,14 +64,17 @@ def inherited(environment: MutableMapping[str, str]) -> dict[str, tuple[int, int
     return found
 
 
+def above(kept: dict[str, tuple[int, int]]) -> int:
+    """From this number on no inherited descriptor comes or is to have its place."""
+    return 1 + max((max(pair) for pair in kept.values()), default=FIRST)
+
+
 def settle(kept: dict[str, tuple[int, int]]) -> dict[str, int]:
     """Moves inherited descriptors to the numbers they had; by name, those numbers.  None outlives an exec."""
-    high = 1 + max((max(pair) for pair in kept.values()), default=0)
     moved = {}
-    for offset, (name, (came, wanted)) in enumerate(sorted(kept.items())):
-        os.dup2(came, high + offset, inheritable=False)
+    for name, (came, wanted) in kept.items():
+        moved[name] = fcntl.fcntl(came, fcntl.F_DUPFD_CLOEXEC, above(kept)), wanted
         os.close(came)
-        moved[name] = high + offset, wanted
     for came, wanted in moved.values():
         os.dup2(came, wanted, inheritable=False)
         os.close(came)

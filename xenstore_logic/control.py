@@ -12,6 +12,7 @@ from protocol.errors import EINVAL, ENOENT
 from protocol.payload import atoi, strings
 from recovery_box.items import Connection
 from xenstore_logic import trace
+from xenstore_logic.version import CODE
 from xenstore_state import effects, quotas
 from xenstore_state.domains import Domain
 from xenstore_state.restarts import POLICY, Policy
@@ -236,16 +237,23 @@ def _live_update(core: "Core", by: Connection, arguments: list[str]) -> str:
 
 
 def _restart(core: "Core", by: Connection, arguments: list[str]) -> str:
-    """Lets another Logic take over at the end of this turn."""
-    _none(arguments)
-    core.retiring = True
+    """Lets another Logic take over at the end of this turn; `slow`: everything starts again, with the code that is there now."""
+    match arguments:
+        case [] | ["fast"]:
+            core.retiring = True
+        case ["slow"] if core.guarded:
+            core.perform(effects.RESTART, by)
+        case ["slow"]:
+            return "Nobody would start the daemon again: it runs without --guardian."
+        case _:
+            raise EINVAL
     return OK
 
 
 def _restarts(core: "Core", by: Connection, arguments: list[str]) -> str:
     """Shows how often and why Logic was restarted, and when it is on purpose."""
     _none(arguments)
-    return f"policy: {core.store.items.settings.get(POLICY) or 'on-crash'}\n" + core.history
+    return f"code: {CODE}\npolicy: {core.store.items.settings.get(POLICY) or 'on-crash'}\n" + core.history
 
 
 def _restart_policy(core: "Core", by: Connection, arguments: list[str]) -> str:
@@ -294,7 +302,7 @@ COMMANDS: Final = {
     "print": Command(_print, "<string>"),
     "quota": Command(_quota, "[set <name> <val>|<domid>|max [-r]]"),
     "quota-soft": Command(_quota_soft, "[set <name> <val>]"),
-    "restart": Command(_restart, ""),
+    "restart": Command(_restart, "[fast|slow]"),
     "restarts": Command(_restarts, ""),
     "restart-policy": Command(_restart_policy, "[on-crash|every=<seconds>|after=<requests>]"),
     "help": Command(_help, ""),

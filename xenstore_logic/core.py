@@ -55,6 +55,8 @@ class Core:
         self.trace = Trace()
         self.retiring = False
         """This Logic was asked to make room for another."""
+        self.guarded = False
+        """Somebody would start State again if it ended."""
         self.history = ""
         """What is known of restarts of Logic."""
         self.outstanding: Callable[[Connection], int] = lambda ring: 0

@@ -60,7 +60,7 @@ def run_logic(inheritance: Inheritance) -> int:
     loop.listen_to(inheritance.handover.worker_fd, take)
     if host is not None:
         Rings(loop, host, inheritance.box).listen()
-    core.history = inheritance.history
+    core.history, core.guarded = inheritance.history, inheritance.guarded
     loop.punish(inheritance.penalties)
     loop.recover(inheritance.last)
     return Guest(loop).run()

@@ -50,6 +50,7 @@ EXPIRE: Final = 25
 REFUSED: Final = 26
 NOTHING: Final = 27
 SCANNED: Final = 28
+RESTART: Final = 29
 
 GLOBAL: Final = -1
 """In place of a domid: the global quotas, which new domains copy."""
@@ -259,6 +260,12 @@ def refused(store: Store, by: Connection, quota: str) -> None:
     domain.refused[quota] = domain.refused.get(quota, 0) + 1
 
 
+def restart(store: Store, by: Connection) -> None:
+    """The daemon is to start again: State's business once it has the record."""
+    if not by.privileged:
+        raise EINVAL
+
+
 def nothing(store: Store, by: Connection) -> None:
     """Output alone."""
 
@@ -306,6 +313,7 @@ EFFECTS: Final = {
     REFUSED: Effect((str,), refused),
     NOTHING: Effect((), nothing),
     SCANNED: Effect((), scanned),
+    RESTART: Effect((), restart),
 }
 
 PERFORM: Final = {kind: effect.perform for kind, effect in EFFECTS.items()}

@@ -49,6 +49,9 @@ class Hypervisor(Protocol):
     def unbind(self, port: int) -> None:
         """Gives a local port up.  One that is not bound does not matter."""
 
+    def begin_anew(self) -> None:
+        """Nothing that a State which died had bound is known any more: gives all of it up."""
+
     def before_fork(self) -> None:
         """To be called before each fork of Logic, when the last one is dead: what that had mapped is let go of."""
 

@@ -23,7 +23,7 @@ from recovery_box.items import Connection
 from recovery_box.journal import Consumer, JournalCorrupt, Producer
 from recovery_box.lanes import output_made
 from recovery_box.line import Line
-from xenstore_state.effects import ENDS_DOMAIN
+from xenstore_state.effects import ENDS_DOMAIN, RESTART
 from xenstore_state.hypervisor import Hypervisor
 from xenstore_state.reception import Reception
 from xenstore_state.records import Applier, BadRecord, Record, decode
@@ -71,6 +71,8 @@ class Inheritance:
     """(connection id, input position) of requests that are answered with EIO."""
     penalties: dict[int, float]
     """Until when connections are not to be served, by id, in seconds of the monotonic clock."""
+    guarded: bool
+    """Somebody starts State again when it ends."""
     history: str
     """What an operator is told of restarts."""
     bell: int
@@ -265,6 +267,12 @@ class Keeper:
             self._survival.end()
         log.info("stopped: %d nodes, %d connections", self.store.tree.size, len(self.store.items.connections))
 
+    def _start_again(self) -> None:
+        """Ends like a crash, of which nothing is lost: the guardian starts State with the code that is installed now."""
+        log.info("asked to start again")
+        logging.shutdown()
+        os._exit(1)
+
     def _output_made(self, connection: Connection) -> int:
         """How far a connection's output has got into its region; what depends on it is written down with it."""
         made = output_made(self.box, connection.slot)
@@ -299,6 +307,7 @@ class Keeper:
             self._consumer.sequence,
             self._restarts.poison(),
             self._restarts.penalties(),
+            self._survival is not None,
             self._restarts.report(),
             self._bell,
         )
@@ -334,6 +343,8 @@ class Keeper:
             self._reception.handover.in_worker()
             self._line.in_worker()
             status = self._run_logic(inheritance)
+        except EOFError:
+            pass  # State is dead, and this Logic will be in a moment
         except BaseException:
             log.exception("Logic fails")
         finally:
@@ -421,6 +432,8 @@ class Keeper:
                     self._made = {}
                 if self.store.closed:
                     self._reception.forget_closed()
+                if record.kind == RESTART and self._survival is not None:
+                    self._start_again()
                 if record.kind in ENDS_DOMAIN and self._registrar is not None:
                     self._registrar.removed(record.arguments[0])
                 if count == most:

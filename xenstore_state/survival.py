@@ -164,6 +164,9 @@ class Survival:
 
     def end(self) -> None:
         """State ends in order: nothing of this is needed any more."""
+        if self._child:
+            os.kill(self._child, signal.SIGKILL)
+            os.waitpid(self._child, 0)
         self._ledger.close()
         forget(self._directory)
         self.keeper.say("STOPPING=1")

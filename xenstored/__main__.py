@@ -36,8 +36,9 @@ def main() -> int:
     """The command.  Returns the exit status."""
     pipe = -1
     try:
-        kept = fdstore.settle(fdstore.inherited(os.environ))
-        keeper_end = guardian.adopt()
+        inherited = fdstore.inherited(os.environ)
+        keeper_end = guardian.adopt(fdstore.above(inherited))
+        kept = fdstore.settle(inherited)
         options = parse(sys.argv[1:], dict(os.environ))
         hypervisor = _open_hypervisor(options, kept)
         if not options.foreground and keeper_end is None:
@@ -108,43 +109,59 @@ def _run(options: Options, hypervisor: Hypervisor | None, pipe: int, made: list[
     limit = custody.raise_limit()
     kept = inherited.kept
     state_end = inherited.guardian or (guardian.start() if options.guardian else None)
-    box = Box(_box_path(options), kept=kept.get(BOX))
+    recovered = _recover(options) if inherited.guardian is not None else None
+    anew = inherited.guardian is not None and recovered is None
+    box = Box(_box_path(options), kept=kept.get(BOX), anew=anew)
     logic_pid_file = os.path.join(options.rundir, "logic.pid")
     made += [box.path, logic_pid_file]
     listener = socket.socket(fileno=kept[LISTENER]) if LISTENER in kept else _listen(options.socket)
     listener.setblocking(False)
     made.append(options.socket)
-    survival, recovered = None, None
+    survival = None
     if state_end is not None:
-        recovered = _recover(options, kept) if inherited.guardian is not None else None
+        if anew:
+            forget(_files(options))
         survival = Survival(_files(options), fdstore.FdStore(state_end))
         if inherited.guardian is None:
             _hand_to_guardian(survival.keeper, box, listener, hypervisor)
+        else:
+            _match_connections(survival.keeper, kept, recovered)
+    if anew and hypervisor is not None:
+        hypervisor.begin_anew()
     keeper = Keeper(box, [listener], run_logic, logic_pid_file, limit, hypervisor, survival, recovered)
     if recovered is None:
         _configure(keeper, options)
     log.info("serving on %s, at most %d descriptors", options.socket, limit)
-    keeper.run(ready=lambda: service.announce(pipe))
+
+    def ready() -> None:
+        service.announce(pipe)
+        if survival is not None:
+            survival.keeper.say("READY=1")
+
+    keeper.run(ready)
 
 
-def _recover(options: Options, kept: dict[str, int]) -> Recovered | None:
-    """What the State before has known.  Connections that cannot be continued are closed."""
-    fresh = os.environ.pop(guardian.FRESH_VARIABLE, None)
-    if fresh:
+def _recover(options: Options) -> Recovered | None:
+    """What the State before has known, if anything of it can be used."""
+    if os.environ.pop(guardian.FRESH_VARIABLE, None):
         log.error("State has died again and again over what it knew: everything begins anew")
-        forget(_files(options))
-    recovered = None if fresh else recover(_files(options))
+        return None
+    return recover(_files(options))
+
+
+def _match_connections(keeper: fdstore.FdStore, kept: dict[str, int], recovered: Recovered | None) -> None:
+    """A connection without a descriptor, or a descriptor without a connection, is closed."""
     sockets = {name: fd for name, fd in kept.items() if name[0] == "c" and name[1:].isdecimal()}
-    known = {f"c{c.id}" for c in recovered.store.items.connections if c.socket} if recovered is not None else set()
-    for name in sockets.keys() - known:
+    connections = [c for c in recovered.store.items.connections if c.socket] if recovered is not None else []
+    for name in sockets.keys() - {f"c{c.id}" for c in connections}:
+        custody.shut_down(sockets[name])
+        keeper.drop(name, sockets[name])
         os.close(sockets[name])
-    if recovered is not None:
-        for connection in list(recovered.store.items.connections):
-            if connection.socket and f"c{connection.id}" not in sockets:
-                log.error("connection %d has no descriptor any more", connection.id)
-                recovered.store.disconnect(connection)
-        recovered.store.closed.clear()
-    return recovered
+    for connection in connections:
+        if recovered is not None and f"c{connection.id}" not in sockets:
+            log.error("connection %d has no descriptor any more", connection.id)
+            recovered.store.disconnect(connection)
+            recovered.store.closed.clear()
 
 
 def _hand_to_guardian(

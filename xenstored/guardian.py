@@ -7,13 +7,13 @@ they all hold.  It reads no file, parses no record and holds nothing but numbers
 
 import array
 import ctypes
+import fcntl
 import logging
 import os
 import select
 import signal
 import socket
 import sys
-import time
 from typing import Final, NoReturn
 
 from recovery_box.fdstore import FIRST
@@ -29,10 +29,8 @@ FRESH_VARIABLE: Final = "XOARSTORE_FRESH"
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _FDS_MAX: Final = 253
 _MESSAGE_MAX: Final = 4096
-YOUNG: Final = 5.0
-"""Seconds: a State that dies younger than this is counted."""
 TRIES: Final = 3
-"""Young deaths in a row after which State starts empty."""
+"""Deaths in a row before it serves after which State starts empty."""
 
 
 def start() -> socket.socket:
@@ -47,15 +45,18 @@ def start() -> socket.socket:
     return ours
 
 
-def adopt() -> socket.socket | None:
-    """In a State that the guardian has started: State's end of the sockets.  None in any other."""
-    number = os.environ.pop(SOCKET_VARIABLE, None)
-    if number is None:
+def adopt(above: int) -> socket.socket | None:
+    """In a State that the guardian has started: State's end of the sockets.  None in any other.
+
+    Socket and pipe move to numbers from `above` on, out of the way of what is kept.
+    """
+    number, life = os.environ.pop(SOCKET_VARIABLE, None), os.environ.pop(LIFE_VARIABLE, None)
+    if number is None or life is None:
         return None
-    os.set_inheritable(int(os.environ.pop(LIFE_VARIABLE)), False)
-    ours = socket.socket(fileno=int(number))
-    ours.set_inheritable(False)
-    return ours
+    moved = [fcntl.fcntl(int(fd), fcntl.F_DUPFD_CLOEXEC, above) for fd in (number, life)]
+    for fd in (number, life):
+        os.close(int(fd))
+    return socket.socket(fileno=moved[0])
 
 
 class Guardian:
@@ -67,8 +68,8 @@ class Guardian:
         self._life = life
         self._kept: dict[str, int] = {}
         self._stopping = False
-        self._started = time.monotonic()
-        self._young_deaths = 0
+        self._early_deaths = 0
+        """Deaths in a row of a State that had not begun to serve."""
 
     def run(self) -> NoReturn:
         """Until State has ended in order."""
@@ -116,6 +117,8 @@ class Guardian:
             self._forget(name)
         elif "STOPPING" in said:
             self._stopping = True
+        elif "READY" in said:
+            self._early_deaths = 0
         for fd in given:
             os.close(fd)
 
@@ -126,9 +129,7 @@ class Guardian:
 
     def _revive(self) -> None:
         """Starts State again, with everything it had."""
-        now = time.monotonic()
-        self._young_deaths = self._young_deaths + 1 if now - self._started < YOUNG else 0
-        self._started = now
+        self._early_deaths += 1
         log.error("State is dead: it is started again with %d descriptors", len(self._kept))
         self._life, write = os.pipe2(os.O_CLOEXEC)
         if os.fork():
@@ -136,6 +137,8 @@ class Guardian:
             return
         try:
             self._become_state(write)
+        except BaseException:
+            log.exception("State cannot be started")
         finally:
             os._exit(1)
 
@@ -153,7 +156,7 @@ class Guardian:
         environment[SOCKET_VARIABLE], environment[LIFE_VARIABLE] = str(places[0]), str(places[1])
         environment["LISTEN_FDS"], environment["LISTEN_FDNAMES"] = str(len(names)), ":".join(names)
         environment["LISTEN_PID"] = str(os.getpid())
-        if self._young_deaths >= TRIES:
+        if self._early_deaths > TRIES:
             environment[FRESH_VARIABLE] = "1"
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)

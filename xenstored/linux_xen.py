@@ -38,6 +38,7 @@ BIND_VIRQ: Final = 0x44500
 BIND_INTERDOMAIN: Final = 0x84501
 UNBIND: Final = 0x44503
 NOTIFY: Final = 0x44504
+RESET: Final = 0x4505
 MAP_GRANT_REF: Final = 0x184700
 UNMAP_GRANT_REF: Final = 0x104701
 PRIVCMD_HYPERCALL: Final = 0x305000
@@ -343,6 +344,11 @@ class LinuxXen:
             raise OSError(e.errno, f"VIRQ_DOM_EXC cannot be bound: {why}", EVTCHN) from None
 
     # ---- State's half
+
+    def begin_anew(self) -> None:
+        """Gives up every port that a State which died had bound."""
+        _ioctl(self.event_fd, RESET, bytearray())
+        self.domain_port = self._bind_virq()
 
     def domains(self) -> dict[int, DomainFacts]:
         """All domains that exist, by domid."""

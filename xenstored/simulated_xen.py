@@ -121,6 +121,9 @@ class SimulatedXen:
             del self._by_event[event]
         self._addresses.pop(port, None)
 
+    def begin_anew(self) -> None:
+        """Nothing is bound but what this object knows."""
+
     def before_fork(self) -> None:
         """Nothing that a dead Logic had mapped is left."""
 

@@ -117,6 +117,9 @@ class FakeXen:
         if port in self._pending:
             self._pending.remove(port)
 
+    def begin_anew(self) -> None:
+        self.bound.clear()
+
     def before_fork(self) -> None:
         self.mapped.clear()
 
@@ -203,7 +206,11 @@ class State:
         self.registrar = Registrar(self.store, self.xen, self.slots.allocate, self.slots.free, self._tell)
 
     def _tell(self, news: bytes) -> None:
-        self.told.append(list(NEWS.iter_unpack(news)))
+        told = list(NEWS.iter_unpack(news))
+        for kind, domid, unique_id in told:
+            means_one = kind in {News.GONE, News.SHUTDOWN}
+            assert unique_id == (self.store.domains.known.find(domid).unique_id if means_one else 0)
+        self.told.append([(kind, domid) for kind, domid, _ in told])
 
     def ask(self, question: Question, domid: int = 0, remote_port: int = 0) -> Answer:
         return Answer._make(ANSWER.unpack(self.registrar.answer(QUESTION.pack(question, domid, remote_port))))

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.ring import M32, PAGE_SIZE, REQ_CONS, REQ_PROD, RING_SIZE, RSP_CONS, RSP_PROD, RingIndexError, RingPage
-from recovery_box.box import REGION_SIZE, Box
+from recovery_box.box import REGION_SIZE, W_BEAT, Box
 from recovery_box.lanes import input_consumed, output_made, prepare_slot
 from recovery_box.ringlane import RingLane
 from tests.model.support import examples
@@ -48,15 +48,16 @@ class Words:
     """Shared words: a store happens as a whole or, in death, not at all."""
 
     def __init__(
-        self, mortal: Mortal, real: "memoryview[int]", stored: Callable[[int, int], None] | None = None
+        self, mortal: Mortal, real: "memoryview[int]", stored: Callable[[int, int], None] | None = None, free: int = -1
     ) -> None:
-        self.mortal, self.real, self.stored = mortal, real, stored
+        """A store of the word `free` does not count."""
+        self.mortal, self.real, self.stored, self.free = mortal, real, stored, free
 
     def __getitem__(self, index: int) -> int:
         return self.real[index]
 
     def __setitem__(self, index: int, value: int) -> None:
-        if self.mortal.dies():
+        if index != self.free and self.mortal.dies():
             raise Died
         if self.stored is not None:
             self.stored(index, value)
@@ -94,7 +95,7 @@ def mortal_box(box: Box, mortal: Mortal) -> Box:
     """The same box for one who may die of storing one of its words."""
     shared = copy.copy(box)
     shared.words = copy.copy(box.words)
-    shared.words._words = cast("memoryview[int]", Words(mortal, box.words.view))
+    shared.words._words = cast("memoryview[int]", Words(mortal, box.words.view, free=W_BEAT))
     return shared
 
 

@@ -156,6 +156,13 @@ def test_files_that_are_no_domains_are_none(place: Place) -> None:
     assert set(place.xen.domains()) == {0, 6}
 
 
+def test_a_domain_that_vanishes_while_all_are_looked_at_is_none(place: Place) -> None:
+    """Its name was found, and no file any more: here because the name leads nowhere."""
+    (place.path / "domains" / "5").symlink_to("gone")
+    place.state(6)
+    assert set(place.xen.domains()) == {0, 6}
+
+
 @pytest.mark.parametrize(("text", "port"), [(None, 0), ("", 0), ("x", 0), ("12\n", 12)])
 def test_the_port_of_domain_0s_ring(place: Place, text: str | None, port: int) -> None:
     if text is not None:

@@ -1,0 +1,205 @@
+"""`kill -9` of State, of Logic, and of both at once, under load: the daemon comes back by itself, and nobody notices.
+
+Twenty clients check every message they get (`load`), as for the deaths of Logic alone.
+`XOARSTORE_STATE_SECONDS` sets how long (default 8).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+import xenstore_logic
+from tests.conformance.wire import Client, Closed, Op, strings
+from tests.conformance.xen import SimulatedXen
+from tests.oracle.daemons import OurDaemon, session_members, short_run_dir
+
+SECONDS = float(os.environ.get("XOARSTORE_STATE_SECONDS", "8"))
+SEED = int(os.environ.get("XOARSTORE_KILL_SEED", "0")) or random.SystemRandom().getrandbits(32)
+PATIENCE = 20.0
+FINISH = 60.0
+
+
+@pytest.fixture
+def run_dir() -> Iterator[Path]:
+    with short_run_dir() as folder:
+        yield folder
+
+
+@pytest.fixture
+def daemon(run_dir: Path) -> Iterator[OurDaemon]:
+    with OurDaemon(run_dir, ["--guardian"]) as running:
+        yield running
+
+
+def logic_pid(daemon: OurDaemon) -> int:
+    """The Logic that runs, once there is one."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        with suppress(FileNotFoundError, ValueError):
+            pid = int((daemon.run_dir / "logic.pid").read_text())
+            if alive(pid):
+                return pid
+        time.sleep(0.002)
+    raise AssertionError(f"no Logic:\n{daemon.output()}")
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def state_pid(daemon: OurDaemon) -> int:
+    """The parent of the running Logic."""
+    while True:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            parent = int(Path(f"/proc/{logic_pid(daemon)}/stat").read_text().rpartition(")")[2].split()[1])
+            if parent > 1 and parent in session_members(daemon.pid):
+                return parent
+        time.sleep(0.002)
+
+
+def kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def kill_state(daemon: OurDaemon) -> None:
+    """Kills State, and returns when another one has a Logic."""
+    old = state_pid(daemon)
+    kill(old)
+    deadline = time.monotonic() + PATIENCE
+    while state_pid(daemon) == old:
+        assert time.monotonic() < deadline, f"State does not come back:\n{daemon.output()}"
+
+
+def test_everything_is_there_again(daemon: OurDaemon) -> None:
+    """Connections, watches, transactions, rings, nodes, unsent output, settings."""
+    assert daemon.xen_dir is not None
+    xen = SimulatedXen(daemon.xen_dir)
+    with Client(daemon.socket) as client, Client(daemon.socket) as other:
+        guest = xen.create(5)
+        client.mkdir("/local/domain/5")
+        client.set_perms("/local/domain/5", "n5")
+        client.call(Op.INTRODUCE, strings(5, 1, 7))
+        guest.watch("data", "guest's")
+        client.watch("/w", "token")
+        client.write("/w/x", b"value")
+        tx = client.start()
+        client.write("/tx", b"1", tx=tx)
+        assert client.read("/w/x", tx=tx) == b"value"
+        doomed = other.start()
+        other.read("/w/x", tx=doomed)
+        other.write("/other", b"", tx=doomed)
+        client.call(Op.CONTROL, strings("quota", "set", "nodes", "77"))
+        for round_ in range(3):
+            kill_state(daemon)
+            assert client.read("/w/x") == b"value"
+            guest.write(f"data/{round_}", b"v")
+            assert client.read(f"/local/domain/5/data/{round_}") == b"v"
+        assert guest.events == [(b"data/%d" % n, b"guest's") for n in range(3)]
+        assert b"nodes            :       77 " in client.call(Op.CONTROL, strings("quota"))
+        client.forget()
+        assert client.commit(tx) == "OK", "nothing that it had read has changed"
+        other.write("/w/x", b"another")
+        assert other.commit(doomed) == "EAGAIN", "what it had read has changed"
+        assert not client.exists("/other")
+        guest.close()
+
+
+def test_a_slow_restart_runs_the_code_that_is_there_now(run_dir: Path, tmp_path: Path) -> None:
+    """A copy of the sources is changed under the running daemon: the new code answers on the old connection."""
+    root = Path(xenstore_logic.__file__).parent.parent
+    for package in ("protocol", "recovery_box", "xenstore_state", "xenstore_logic", "xenstored"):
+        shutil.copytree(root / package, tmp_path / package)
+    with (
+        OurDaemon(run_dir, ["--guardian"], {"PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": "1"}) as daemon,
+        Client(daemon.socket) as client,
+    ):
+        client.write("/kept", b"1")
+        before = client.call(Op.CONTROL, strings("restarts")).splitlines()[0]
+        changed = tmp_path / "xenstore_logic" / "control.py"
+        changed.write_text(changed.read_text().replace('OK: Final = "OK"', 'OK: Final = "new"'))
+        state = state_pid(daemon)
+        assert client.call(Op.CONTROL, strings("restart", "slow")) == b"OK\0"
+        for _ in range(3):
+            while state_pid(daemon) == state:
+                time.sleep(0.01)
+            assert client.call(Op.CONTROL, strings("print", "x")) == b"new\0"
+            kill(logic_pid(daemon))
+        after = client.call(Op.CONTROL, strings("restarts")).splitlines()[0]
+        assert before.startswith(b"code: ")
+        assert after.startswith(b"code: ")
+        assert before != after
+        assert client.read("/kept") == b"1"
+
+
+def test_without_anything_usable_it_begins_empty_and_says_so(daemon: OurDaemon) -> None:
+    with Client(daemon.socket) as client:
+        client.write("/lost", b"")
+        for path in daemon.run_dir.glob("state-*/*"):
+            path.write_bytes(b"damaged")
+        kill_state(daemon)
+        with pytest.raises(Closed):
+            client.read("/lost")
+    with Client(daemon.socket) as client:
+        assert not client.exists("/lost")
+    assert "cannot be used" in daemon.output()
+
+
+def test_it_ends_in_order_and_leaves_nothing(daemon: OurDaemon) -> None:
+    kill_state(daemon)
+    members = session_members(daemon.pid)
+    os.kill(state_pid(daemon), signal.SIGTERM)
+    deadline = time.monotonic() + PATIENCE
+    while any(alive(pid) for pid in members):
+        assert time.monotonic() < deadline, "somebody is left"
+        time.sleep(0.01)
+    assert list(daemon.run_dir.glob("state-*/*")) == []
+    assert not daemon.socket.exists()
+
+
+@pytest.mark.slow
+def test_under_load_nobody_notices(daemon: OurDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = random.Random(SEED)
+    command = [sys.executable, "-m", "tests.recovery.load", str(daemon.socket), str(SEED)]
+    herd = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert herd.stdout is not None
+        assert herd.stdout.readline() == "ready\n"
+        end = time.monotonic() + SECONDS
+        kills = {"State": 0, "Logic": 0, "both": 0}
+        while herd.poll() is None and time.monotonic() < end:
+            time.sleep(rng.random() * 0.05)
+            what = rng.choice(sorted(kills))
+            if what == "Logic":
+                kill(logic_pid(daemon))
+            elif what == "State":
+                kill_state(daemon)
+            else:
+                kill(logic_pid(daemon))
+                kill_state(daemon)
+            kills[what] += 1
+        output, _ = herd.communicate("stop\n" if herd.poll() is None else None, timeout=FINISH)
+    finally:
+        if herd.poll() is None:
+            herd.kill()
+        herd.wait()
+    report = json.loads(output)
+    with capsys.disabled():
+        print(f"\nseed {SEED}: {kills}\n  {report['counts']}")
+    assert not report["failures"], (report["failures"], daemon.output()[-4000:])
+    assert kills["State"] + kills["both"] > 5
