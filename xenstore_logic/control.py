@@ -269,6 +269,27 @@ def _restart_policy(core: "Core", by: Connection, arguments: list[str]) -> str:
     return OK
 
 
+def _snapshot(core: "Core", by: Connection, arguments: list[str]) -> str:
+    """Remembers the tree as it is under a name."""
+    name = _only(arguments)
+    if not name:
+        raise EINVAL
+    core.perform(effects.SNAPSHOT, by, name)
+    return OK
+
+
+def _rollback(core: "Core", by: Connection, arguments: list[str]) -> str:
+    """Makes the tree what it was; watches are told of what that changes."""
+    core.fire(core.perform(effects.ROLLBACK, by, _only(arguments)))
+    return OK
+
+
+def _snapshots(core: "Core", by: Connection, arguments: list[str]) -> str:
+    """Lists the snapshots."""
+    _none(arguments)
+    return "".join(f"{name}: {len(copy.nodes)} nodes\n" for name, copy in core.store.snapshots.items())
+
+
 def _help(core: "Core", by: Connection, arguments: list[str]) -> str:
     """Lists the commands."""
     _none(arguments)
@@ -305,5 +326,8 @@ COMMANDS: Final = {
     "restart": Command(_restart, "[fast|slow]"),
     "restarts": Command(_restarts, ""),
     "restart-policy": Command(_restart_policy, "[on-crash|every=<seconds>|after=<requests>]"),
+    "snapshot": Command(_snapshot, "<name>"),
+    "rollback": Command(_rollback, "<name>"),
+    "snapshots": Command(_snapshots, ""),
     "help": Command(_help, ""),
 }

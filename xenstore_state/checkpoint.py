@@ -16,6 +16,7 @@ import msgpack
 from recovery_box.items import Chunk, Connection
 from xenstore_state.access import Acl
 from xenstore_state.domains import Domain, Offer
+from xenstore_state.snapshots import Copy
 from xenstore_state.store import Store
 from xenstore_state.transactions import Seen, Transaction
 from xenstore_state.tree import Node, Parts, Tree
@@ -101,6 +102,7 @@ def _parts(store: Store, sequence: int) -> dict[str, Any]:
         "settings": dict(store.items.settings.pairs()),
         "connections": [_connection(connection) for connection in store.items.connections],
         "watch_sequence": store.watch_sequence,
+        "snapshots": store.snapshots,
     }
 
 
@@ -172,6 +174,7 @@ def _store(parts: Any) -> Store:
         store.watch_sequence = sequence - 1
         store.watch(by, path, token, depth, strip, checked=False)
     store.watch_sequence = parts["watch_sequence"]
+    store.snapshots = {name: Copy(*copy) for name, copy in parts["snapshots"].items()}
     return store
 
 

@@ -15,7 +15,7 @@ from protocol.errors import EINVAL, ENOENT
 from protocol.ops import RING_FEATURES
 from protocol.paths import check_path, components
 from recovery_box.items import Chunk, Connection
-from xenstore_state import quotas
+from xenstore_state import quotas, snapshots
 from xenstore_state.access import Acl
 from xenstore_state.domains import Domain
 from xenstore_state.store import Store
@@ -51,6 +51,8 @@ REFUSED: Final = 26
 NOTHING: Final = 27
 SCANNED: Final = 28
 RESTART: Final = 29
+SNAPSHOT: Final = 30
+ROLLBACK: Final = 31
 
 GLOBAL: Final = -1
 """In place of a domid: the global quotas, which new domains copy."""
@@ -266,6 +268,21 @@ def restart(store: Store, by: Connection) -> None:
         raise EINVAL
 
 
+def snapshot(store: Store, by: Connection, name: str) -> None:
+    """A snapshot of the tree under a name; one of this name before is replaced."""
+    if not by.privileged or (name not in store.snapshots and len(store.snapshots) >= snapshots.SNAPSHOTS_MAX):
+        raise EINVAL
+    store.snapshots[name] = snapshots.take(store.tree, store.domains)
+
+
+def rollback(store: Store, by: Connection, name: str) -> list[Fired]:
+    """The tree becomes what it was when the snapshot was taken."""
+    copy = store.snapshots.get(name)
+    if not by.privileged or copy is None:
+        raise EINVAL
+    return snapshots.go_back(store.tree, store.domains, copy)
+
+
 def nothing(store: Store, by: Connection) -> None:
     """Output alone."""
 
@@ -314,6 +331,8 @@ EFFECTS: Final = {
     NOTHING: Effect((), nothing),
     SCANNED: Effect((), scanned),
     RESTART: Effect((), restart),
+    SNAPSHOT: Effect((str,), snapshot),
+    ROLLBACK: Effect((str,), rollback),
 }
 
 PERFORM: Final = {kind: effect.perform for kind, effect in EFFECTS.items()}

@@ -22,6 +22,7 @@ from xenstore_state.effects import (
     EFFECTS,
     ENDS_DOMAIN,
     EXPIRE,
+    ROLLBACK,
     WRITE,
     Effect,
     in_transaction,
@@ -187,7 +188,7 @@ class Applier:
         isolated = in_transaction(record.kind, record.arguments)
         if record.outcome and not isolated:
             raise BadRecord(f"effect {record.kind} cannot fail")
-        if record.kind == COMMIT or (record.kind in CHANGES_TREE and not isolated):
+        if record.kind in {COMMIT, ROLLBACK} or (record.kind in CHANGES_TREE and not isolated):
             before = tree.savepoint()
             try:
                 self._perform_as_recorded(record, by, effect)

@@ -14,6 +14,7 @@ from recovery_box.items import Connection, Items
 from xenstore_state.access import IGNORED, Acl, Subject, without
 from xenstore_state.domains import PRIVILEGED, Domain, Domains
 from xenstore_state.quotas import check
+from xenstore_state.snapshots import Copy
 from xenstore_state.transactions import Transaction
 from xenstore_state.tree import Node, Parts, Tree, is_special
 from xenstore_state.views import Fired, Live, View
@@ -41,6 +42,8 @@ class Store:
         self.items = Items()
         self.domains = Domains(self.items.accounts)
         self.watch_sequence = 0
+        self.snapshots: dict[str, Copy] = {}
+        """Of the whole tree, by name."""
         self.house = Connection(0, -1, -1, PRIVILEGED, privileged=True, socket=True)
         """On whose behalf the daemon itself acts.  Nobody is at its other end, and it is not among the connections."""
         self.house.subject = Subject(PRIVILEGED, privileged=True)
