@@ -1,6 +1,7 @@
 # run   the daemon in the foreground, with a socket, without Xen
 # test  every test that this machine can run
 # test-xen  the daemon on a real Xen under QEMU, with guests: some four minutes, installs what it needs, downloads 100 MB
+# test-restarts  conformance, clients and guests while Logic is restarted every 50 ms, and for every request
 # lint  formatting, lint rules and types
 # bench this daemon, C xenstored and oxenstored side by side
 # clean everything that these targets made
@@ -12,7 +13,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.stamp
 
-.PHONY: run test test-xen lint format bench clean
+.PHONY: run test test-xen test-restarts lint format bench clean
 .DEFAULT_GOAL := test
 
 ifeq ($(PYTHON),)
@@ -33,6 +34,10 @@ test: $(STAMP)
 test-xen: $(STAMP)
 	$(PY) -m tests.xen.image
 	XOARSTORE_XEN=1 $(PY) -m pytest tests/xen
+
+test-restarts: $(STAMP)
+	XOARSTORE_RESTART=every=0.05 $(PY) -m pytest tests/conformance tests/unit/test_client_daemon.py
+	XOARSTORE_RESTART=per-request $(PY) -m pytest tests/conformance tests/unit/test_client_daemon.py
 
 lint: $(STAMP)
 	$(PY) -m ruff format --check .

@@ -38,7 +38,7 @@ def raise_limit() -> int:
 
 def first_number(limit: int) -> int:
     """Lowest number used for connections when `limit` files may be open: the rest is for the processes themselves."""
-    return min(256, limit // 2)
+    return min(64, limit // 2)
 
 
 def reserve_low_numbers(first: int) -> None:

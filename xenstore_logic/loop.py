@@ -130,7 +130,7 @@ class Loop:
 
     def welcome(self, connection: Connection) -> None:
         """A new connection.  Most have already sent their first request."""
-        self._serve(self.add(connection), _IN)
+        self.serve(self.add(connection), _IN)
 
     def recover(self, last: Record | None) -> None:
         """Continues for a Logic that died: finishes the last published record, then whatever else was begun."""
@@ -193,7 +193,7 @@ class Loop:
                 if mask == _IN and channel.lane.receive() > 0:
                     self.work(channel)
                 else:
-                    self._serve(channel, mask)
+                    self.serve(channel, mask)
             elif fd in self._others:
                 called.append(fd)
         for fd in called:  # last: a new connection must not meet an event of one that had its number before
@@ -210,6 +210,35 @@ class Loop:
         if rings is not None and rings.taken:
             rings.unmask()
 
+    def poll(self, timeout: float) -> list[tuple[Channel, int]]:
+        """Half a turn: waits, does whatever concerns no request, and says which connections are ready, with epoll's mask."""
+        self._words[W_BEAT] += 1
+        if self._ready:
+            timeout = 0
+        elif self.rings is not None and self.rings.timed:
+            timeout = self.rings.wait(timeout)
+        if self._penalized:
+            self._forgive()
+        found, called = [], []
+        for fd, mask in self._epoll.poll(timeout, BATCH):
+            channel = self._by_fd.get(fd)
+            if channel is None and fd in self._sleeping:
+                channel = self.channel(self._sleeping[fd])
+            if channel is not None:
+                found.append((channel, mask))
+            elif fd in self._others:
+                called.append(fd)
+        for fd in called:
+            self._others[fd]()
+        if self.rings is not None and self.rings.timed:
+            self.rings.look_at_clock()
+        return found
+
+    def take_ready(self) -> list[Channel]:
+        """Channels with whole requests left over; whoever takes one serves it, or leaves it to the next Logic."""
+        ready, self._ready = self._ready, {}
+        return [channel for channel in ready if not channel.connection.closed]
+
     def punish(self, penalties: dict[int, float]) -> None:
         """Does not serve these connections (by id) until then (seconds of the monotonic clock)."""
         for number, until in penalties.items():
@@ -225,7 +254,8 @@ class Loop:
             if not channel.connection.closed:
                 self._ready[channel] = None
 
-    def _serve(self, channel: Channel, mask: int) -> None:
+    def serve(self, channel: Channel, mask: int) -> None:
+        """Serves a connection for which there were such events."""
         if mask & _IN:
             got = channel.lane.receive()
             if got > 0:

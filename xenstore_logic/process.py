@@ -16,14 +16,17 @@ from typing import Any, Final
 import trio
 
 from recovery_box.items import Connection
+from recovery_box.line import Line
 from xenstore_logic.control import apply_trace_settings
 from xenstore_logic.core import Core
 from xenstore_logic.host import XenHost
 from xenstore_logic.loop import BEAT_SECONDS, Loop
+from xenstore_logic.pinned import PinnedTurns
 from xenstore_logic.requests import HANDLERS
 from xenstore_logic.rings import Rings
 from xenstore_state.domains import PRIVILEGED
 from xenstore_state.keeper import Inheritance
+from xenstore_state.registrar import QUESTION, Question
 from xenstore_state.restarts import POLICY, Planned, Policy
 
 log = logging.getLogger(__name__)
@@ -32,8 +35,7 @@ _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
 OOM_SCORE: Final = 200
 """How much rather than others the kernel should kill Logic when memory runs out: it comes back, State does not."""
-FULL_WAIT: Final = 0.0002
-"""Seconds to wait for State when the journal is full."""
+_libc: Final = ctypes.CDLL(None)
 
 
 def run_logic(inheritance: Inheritance) -> int:
@@ -63,16 +65,40 @@ def run_logic(inheritance: Inheritance) -> int:
     core.history, core.guarded = inheritance.history, inheritance.guarded
     loop.punish(inheritance.penalties)
     loop.recover(inheritance.last)
+    policy = read_policy(core)
+    if policy.alone:
+        return _serve_alone(loop, inheritance.line, guests_only=policy.alone == "guests")
     return Guest(loop).run()
 
 
+def _serve_alone(loop: Loop, line: Line, *, guests_only: bool) -> int:
+    """Serves somebody alone, without trio: nothing here lives long enough for it.  The exit status."""
+
+    def ask(question: Question, number: int = 0) -> None:
+        line.ask(QUESTION.pack(question, number, 0))
+
+    turns = PinnedTurns(loop, lambda by: ask(Question.PIN, by.id), lambda: ask(Question.SYNC), guests_only=guests_only)
+    text = loop.core.store.items.settings.get(POLICY)
+    while not turns.turn():
+        if loop.core.retiring or loop.core.store.items.settings.get(POLICY) is not text:
+            return Planned.ASKED
+    return Planned.PER_REQUEST
+
+
+def read_policy(core: Core) -> Policy:
+    """When Logic is to restart on purpose."""
+    text = core.store.items.settings.get(POLICY)
+    return Policy.parse(str(text)) if text else Policy()
+
+
 def _settle_in() -> None:
-    libc = ctypes.CDLL(None)
+    libc = _libc
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     libc.prctl(_PR_SET_NAME, b"xenstore-logic", 0, 0, 0)
     try:
-        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as f:
-            f.write(str(OOM_SCORE))
+        fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        os.write(fd, b"%d" % OOM_SCORE)
+        os.close(fd)
     except OSError as e:
         log.debug("the OOM score stays as it is: %s", e)
 
@@ -119,10 +145,10 @@ class Guest:
         core = self._loop.core
         text = core.store.items.settings.get(POLICY)
         if text is not self._policy_text:
-            self._policy_text, self._policy = text, Policy.parse(str(text)) if text else Policy()
-        if core.retiring:
+            self._policy_text, self._policy = text, read_policy(core)
+        if core.retiring or self._policy.alone:
             return Planned.ASKED
-        every, after = self._policy
+        every, after, _ = self._policy
         if after and self._loop.served >= after:
             return Planned.AFTER
         if every and time.monotonic() - self._started >= every:

@@ -11,6 +11,7 @@ rate, and how long events wait (domain.c: domain_can_read and the wrl functions,
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -108,6 +109,8 @@ class Rings:
         self._credits: dict[Channel, Credit] = {}
         self._kick_at: dict[Channel, float] = {}
         """Rings to be looked at although no event came, with when."""
+        self.kick: Callable[[Channel], object] = self.look_into
+        """What is done about a ring that needs looking at."""
         self._news: deque[tuple[int, int, int]] = deque()
         """What State has told, and was not dealt with yet."""
         self._renewed: dict[int, float] = {}
@@ -199,7 +202,7 @@ class Rings:
             if channel.ring is not None and channel.ring.stage < _IN_SERVICE:
                 self.open(channel)
             else:
-                self._kicked(channel)
+                self.kick(channel)
         self._interrupted.clear()
         self._words[W_RING] = 0
         for domain in self._core.store.domains.known:
@@ -223,9 +226,9 @@ class Rings:
         for port in self.taken:
             channel = self._by_port.get(port)
             if channel is not None:
-                self._kicked(channel)
+                self.kick(channel)
             elif port in self._sleeping:
-                self._kicked(self._loop.channel(self._sleeping[port]))
+                self.kick(self._loop.channel(self._sleeping[port]))
             elif port == hypervisor.domain_port:
                 self._host.domains_changed()
 
@@ -234,6 +237,16 @@ class Rings:
         self._hypervisor.unmask(self.taken)
         self.taken = []
         self._events[:] = _NO_EVENTS
+
+    def unmask_only(self, channel: Channel, kicked: int) -> None:
+        """The same for one ring, when it was served alone; events of others are left for the next Logic."""
+        port = channel.connection.port
+        if kicked <= 1 or port not in self.taken:
+            if kicked <= 1:
+                self.unmask()
+            return
+        self._hypervisor.unmask([port])
+        self._hypervisor.forget(self._events, port)
 
     def _mapped(self, channel: Channel) -> RingPage | None:
         lane = channel.ring
@@ -246,8 +259,18 @@ class Rings:
             lane.attach(page)
         return lane.page
 
-    def _kicked(self, channel: Channel) -> None:
-        """A ring needs looking at."""
+    def has_requests(self, channel: Channel) -> bool:
+        """Whether a ring's guest wants something, by its indices alone.  If not, it has taken output: more is sent."""
+        lane, page = channel.ring, self._mapped(channel)
+        if lane is None or page is None:
+            return False
+        wants = lane.fill != lane.head or page.words[REQ_PROD] != lane.fill or page.wants_reconnection
+        if not wants:
+            self._loop.mark(channel)
+        return wants
+
+    def look_into(self, channel: Channel) -> None:
+        """Takes what stands in a ring, and serves it."""
         lane, page = channel.ring, self._mapped(channel)
         if page is None or lane is None:
             return
@@ -424,7 +447,7 @@ class Rings:
         now = time.monotonic()
         for channel in [c for c, at in self._kick_at.items() if at <= now]:
             del self._kick_at[channel]
-            self._kicked(channel)
+            self.kick(channel)
         for channel in [c for c, at in self._held.items() if at <= now]:
             del self._held[channel]
             self._loop.look_at(channel)

@@ -341,6 +341,8 @@ PERFORM: Final = {kind: effect.perform for kind, effect in EFFECTS.items()}
 CHANGES_TREE: Final = frozenset({WRITE, MKDIR, RM, SET_PERMS})
 """Effects that change the tree at once when their transaction id is 0."""
 ENDS_DOMAIN: Final = frozenset({RELEASE, GONE})
+ABOUT_RING: Final = frozenset({INTRODUCE, IGNORE})
+"""What the daemon itself does about a ring on account of what stands in it."""
 CHANGES_CONNECTIONS: Final = frozenset({INTRODUCE, IGNORE, *ENDS_DOMAIN})
 """Effects with which connections of rings begin or end."""
 IN_TRANSACTION: Final = frozenset({READ, DIRECTORY, GET_PERMS, WRITE, MKDIR, RM, SET_PERMS, COMMIT})

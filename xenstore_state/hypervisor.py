@@ -75,6 +75,9 @@ class Hypervisor(Protocol):
     def ports(self, received: memoryview) -> list[int]:
         """The local ports among what `receive` took.  An empty buffer has none."""
 
+    def forget(self, received: memoryview, port: int) -> None:
+        """Takes one port out of what `receive` took, and leaves the others."""
+
     def unmask(self, ports: list[int]) -> None:
         """These ports may become pending again; to be called once what they stand for was looked at."""
 

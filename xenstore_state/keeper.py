@@ -23,12 +23,12 @@ from recovery_box.items import Connection
 from recovery_box.journal import Consumer, JournalCorrupt, Producer
 from recovery_box.lanes import output_made
 from recovery_box.line import Line
-from xenstore_state.effects import ENDS_DOMAIN, RESTART
+from xenstore_state.effects import ABOUT_RING, ENDS_DOMAIN, RESTART
 from xenstore_state.hypervisor import Hypervisor
 from xenstore_state.reception import Reception
 from xenstore_state.records import Applier, BadRecord, Record, decode
-from xenstore_state.registrar import Registrar
-from xenstore_state.restarts import REASONS, Death, Planned, Restarts
+from xenstore_state.registrar import ANSWER, QUESTION, Answer, Question, Registrar, Status
+from xenstore_state.restarts import ALONE, REASONS, Death, Planned, Restarts
 from xenstore_state.store import Store
 from xenstore_state.survival import Recovered, Survival
 
@@ -151,6 +151,8 @@ class Keeper:
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._restarts = Restarts(self.store, box)
         self._hung = self._distrusted = False
+        self._pinned = 0
+        """The connection for which alone this Logic may act; 0 for all."""
         self._beat = 0
         self._beat_seen = 0.0
         self.watchdog = WATCHDOG
@@ -394,10 +396,14 @@ class Keeper:
         self._consumer.drop_staged()
         self._applier.trim()
         self._distrusted = False
+        self._pinned = 0
         wait = self._restarts.count(death, lived)
         if wait:
             time.sleep(wait)
         self._fork()
+        if death.kind == "planned" and death.cause == ALONE:
+            self._tell_all()
+            return
         text = f"Logic {pid} {death.cause} after {lived:.3f} s; {self._logic_pid} took over in {{:.1f}} ms"
         text = text.format((time.monotonic() - died) * 1000)
         self._restarts.note(text)
@@ -426,7 +432,7 @@ class Keeper:
             for count, body in enumerate(self._consumer.records(), 1):
                 if self._consumer.taken <= self._repeated:
                     continue  # applied by a State that died before it could say so
-                record = self._applier.apply(body)
+                record = self._applier.apply(body, self._check_pin if self._pinned else None)
                 if self._survival is not None:
                     self._survival.record(self._consumer.taken, body, self._made)
                     self._made = {}
@@ -495,11 +501,24 @@ class Keeper:
 
     def _answer(self) -> None:
         """Answers Logic, which waits.  It has recorded all it did before it asked."""
-        if self._registrar is None:
-            return
         while not self._consumer.empty:
             self._drain()
-        self._line.answer(self._registrar.answer)
+        self._line.answer(self._reply_to)
+
+    def _reply_to(self, question: bytes) -> bytes:
+        kind, number, _ = QUESTION.unpack(question)
+        if kind == Question.PIN:
+            self._pinned = number
+        if self._registrar is None or kind == Question.PIN:
+            return ANSWER.pack(*Answer(Status.OK))
+        return self._registrar.answer(question)
+
+    def _check_pin(self, record: Record) -> None:
+        """Raises `BadRecord` when Logic has pinned a connection and acts for another one."""
+        pinned = self.store.connection(self._pinned)
+        own_ring = pinned is not None and record.kind in ABOUT_RING and record.arguments[:1] == (pinned.domid,)
+        if record.connection != self._pinned and not own_ring:
+            raise BadRecord(f"connection {self._pinned} is pinned, and this acts for connection {record.connection}")
 
     def _tell(self, news: bytes) -> None:
         blocked = not (self._line.tell(news) if news else self._line.tell_rest())

@@ -143,9 +143,14 @@ class Applier:
             if connection.closed or not connection.pending.chunks:
                 del self._waiting[number]
 
-    def apply(self, body: bytes) -> Record:
-        """Applies one record.  Connections that it ended are in `Store.closed` then.  Raises `BadRecord`."""
+    def apply(self, body: bytes, check: Callable[[Record], None] | None = None) -> Record:
+        """Applies one record that passes the `check`.  Connections that it ended are in `Store.closed` then.
+
+        Raises `BadRecord`.
+        """
         record = decode(body)
+        if check is not None:
+            check(record)
         by = self.store.connection(record.connection)
         if by is None:
             raise BadRecord(f"connection {record.connection} is not there")

@@ -35,6 +35,8 @@ class Question(enum.IntEnum):
     """Nothing; that the answer comes says that everything recorded is applied."""
     SCAN = 5
     """Nothing; some domain has changed, so look for all that are gone or shut down."""
+    PIN = 7
+    """Nothing; from now on no record may act for anybody but this connection (in place of the domid)."""
     SETTLED = 6
     """Nothing; domains that were there before the daemon have been introduced, as far as they can be."""
 

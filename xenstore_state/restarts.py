@@ -44,13 +44,19 @@ class Planned(enum.IntEnum):
     ASKED = 10
     EVERY = 11
     AFTER = 12
+    PER_REQUEST = 13
 
 
 REASONS: Final = {
     Planned.ASKED: "asked for",
     Planned.EVERY: "its time was over",
     Planned.AFTER: "its requests were served",
+    Planned.PER_REQUEST: "it has served somebody alone",
 }
+
+
+ALONE: Final = f"retired, {REASONS[Planned.PER_REQUEST]}"
+"""The one cause that is counted, but not worth a line in the log each time."""
 
 
 class Policy(NamedTuple):
@@ -60,23 +66,28 @@ class Policy(NamedTuple):
     """Seconds."""
     after: int = 0
     """Requests."""
+    alone: str = ""
+    """Who is served by a Logic of its own each time: "all", or only "guests"."""
 
     @classmethod
     def parse(cls, text: str) -> "Policy":
-        """Reads `every=SECONDS`, `after=REQUESTS`, `on-crash` and `notify` (both always on), joined by commas.
+        """Reads `every=SECONDS`, `after=REQUESTS`, `per-request`, `per-request=guests`, and `on-crash` and `notify` (both
+        always on), joined by commas.
 
         Raises ValueError.
         """
-        every, after = 0.0, 0
+        every, after, alone = 0.0, 0, ""
         for word in text.split(","):
             name, _, value = word.partition("=")
             if name == "every" and EVERY_MIN <= float(value) < float("inf"):
                 every = float(value)
             elif name == "after" and int(value) > 0:
                 after = int(value)
+            elif name == "per-request" and value in {"", "all", "guests"}:
+                alone = value or "all"
             elif word not in {"on-crash", "notify"}:
-                raise ValueError(f"{word!r}: expected on-crash, notify, every=SECONDS or after=REQUESTS")
-        return cls(every, after)
+                raise ValueError(f"{word!r}: expected on-crash, notify, every=SECONDS, after=REQUESTS or per-request")
+        return cls(every, after, alone)
 
 
 class Death(NamedTuple):

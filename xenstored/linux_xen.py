@@ -443,6 +443,13 @@ class LinuxXen:
         with received.cast("B") as octets, octets.cast("I") as words:
             return [port for port in words if port]
 
+    def forget(self, received: memoryview, port: int) -> None:
+        """Takes one port out of what `receive` took, and leaves the others."""
+        words = received.cast("I")
+        for index, word in enumerate(words):
+            if word == port:
+                words[index] = 0
+
     def unmask(self, ports: list[int]) -> None:
         """These ports may become pending again."""
         for start in range(0, len(ports), PORTS_AT_ONCE):

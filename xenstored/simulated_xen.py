@@ -171,6 +171,10 @@ class SimulatedXen:
         port = self._by_event.get(_EVENT.unpack_from(received))
         return [port] if port is not None else []
 
+    def forget(self, received: memoryview, port: int) -> None:
+        """There is only one."""
+        received[: _EVENT.size] = bytes(_EVENT.size)
+
     def unmask(self, ports: list[int]) -> None:
         """Nothing is masked here."""
 

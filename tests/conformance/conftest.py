@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import pytest
 
 from tests.conformance.wire import Client, Closed, Op, WireError, strings
 from tests.conformance.xen import Guest, SimulatedXen, wait_until_released
-from tests.oracle.daemons import CXenstored, Daemon, OurDaemon, OXenstored, short_run_dir
+from tests.oracle.daemons import RESTART_POLICY, CXenstored, Daemon, OurDaemon, OXenstored, short_run_dir
 
 KINDS: dict[str, type[Daemon]] = {"ours": OurDaemon, "c": CXenstored, "ocaml": OXenstored}
 CHOICE = os.environ.get("XOARSTORE_UNDER_TEST", "ours")
@@ -91,6 +92,30 @@ def client(connect: Callable[[], Client]) -> Client:
 @pytest.fixture
 def other(connect: Callable[[], Client]) -> Client:
     return connect()
+
+
+def restarts(socket: Path) -> int:
+    """How often the daemon has restarted its Logic."""
+    with Client(socket) as client:
+        for line in client.call(Op.CONTROL, strings("restarts")).decode().splitlines():
+            if line.startswith("restarts of Logic: "):
+                return int(line.split()[3])
+    raise AssertionError("the daemon does not say how often it restarted")
+
+
+@pytest.fixture(autouse=True)
+def restarted_on_purpose(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With `XOARSTORE_RESTART`, Logic must have been restarted while the test ran."""
+    if not RESTART_POLICY or "shared_daemon" not in request.fixturenames:
+        yield
+        return
+    daemon: UnderTest = request.getfixturevalue("daemon")
+    before = restarts(daemon.socket)
+    yield
+    if daemon.is_ours and daemon.process is not None and daemon.process.running():
+        deadline = time.monotonic() + 2
+        while restarts(daemon.socket) <= before + 1:
+            assert time.monotonic() < deadline, "Logic was not restarted"
 
 
 NUMBERS = itertools.count(1)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.conftest import running
+from tests.conformance.conftest import UnderTest, running
 from tests.conformance.wire import PATIENCE, Client, Op, strings
 from tests.oracle.daemons import Daemon
 
@@ -43,10 +43,14 @@ ABSENT = 9
 # ---- features
 
 
-@pytest.mark.parametrize("payload", [b"", b"1", b"\0"], ids=["empty", "no NUL", "domain 0"])
-def test_a_socket_has_every_feature(client: Client, payload: bytes) -> None:
+@pytest.mark.parametrize("payload", [b"", b"1"], ids=["empty", "no NUL"])
+def test_a_socket_has_every_feature_but_reconnection(client: Client, payload: bytes) -> None:
     """domain.c:do_get_feature"""
     assert client.call(Op.GET_FEATURE, payload) == b"14\0"
+
+
+def test_the_ring_of_domain_0_has_reconnection_too(client: Client, daemon: UnderTest) -> None:
+    assert client.call(Op.GET_FEATURE, b"\0") == (b"15\0" if daemon.is_ours else b"14\0")
 
 
 def test_features_of_a_domain_that_does_not_exist_are_enoent(client: Client) -> None:

@@ -117,6 +117,9 @@ class FakeXen:
         if port in self._pending:
             self._pending.remove(port)
 
+    def forget(self, received: memoryview, port: int) -> None:
+        raise NotImplementedError
+
     def begin_anew(self) -> None:
         self.bound.clear()
 

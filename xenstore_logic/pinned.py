@@ -1,0 +1,75 @@
+"""Pinned turns: a Logic serves one connection's ready requests, no other's, and is thrown away (Xoar's restart per request).
+
+Before it looks at the first byte of a connection it has State *pin* that connection: from then on State takes no record that
+acts for anybody else.  Until then nothing a guest wrote has been looked at, so the pin can be believed.  Everything that
+others were still owed goes out before, and no reply leaves before State has checked what it says.
+"""
+
+import logging
+import select
+from collections.abc import Callable
+from typing import Final
+
+from recovery_box.items import Connection
+from xenstore_logic.channels import Channel
+from xenstore_logic.loop import BEAT_SECONDS, Loop
+
+log = logging.getLogger(__name__)
+
+_IN: Final = select.EPOLLIN
+
+
+class PinnedTurns:
+    """Turns of one Logic, until it has served somebody who must be served alone."""
+
+    def __init__(
+        self, loop: Loop, pin: Callable[[Connection], None], synchronize: Callable[[], None], *, guests_only: bool
+    ) -> None:
+        """With `guests_only` the privileged domain is served like ever, and only guests one by one."""
+        self._loop = loop
+        self._pin = pin
+        self._synchronize = synchronize
+        self._guests_only = guests_only
+        self._kicked: list[Channel] = []
+        if loop.rings is not None:
+            loop.rings.kick = self._kicked.append
+
+    def turn(self) -> bool:
+        """One turn; whether somebody was served alone, and this Logic is over."""
+        loop, rings = self._loop, self._loop.rings
+        readable = loop.poll(BEAT_SECONDS)
+        loop.flush()
+        waiting = [*((channel, 0) for channel in loop.take_ready()), *readable, *((ring, 0) for ring in self._kicked)]
+        alone = [(c, mask) for c, mask in waiting if (c.bound or not self._guests_only) and self._has_something(c)]
+        for channel, mask in waiting:
+            if self._guests_only and not channel.bound:
+                self._serve(channel, mask)
+        loop.flush()
+        if not alone:
+            self._kicked.clear()
+            if rings is not None:
+                rings.unmask()
+            return False
+        channel, mask = alone[0]
+        self._pin(channel.connection)
+        self._serve(channel, mask)
+        self._synchronize()
+        loop.flush()
+        if rings is not None:
+            rings.unmask_only(channel, len(self._kicked))
+        return True
+
+    def _has_something(self, channel: Channel) -> bool:
+        """Whether there is anything of this connection's to be looked at; a ring's guest also says that it has read."""
+        rings = self._loop.rings
+        return channel.ring is None or rings is None or rings.has_requests(channel)
+
+    def _serve(self, channel: Channel, mask: int) -> None:
+        if channel.connection.closed:
+            return
+        if channel in self._kicked and self._loop.rings is not None:
+            self._loop.rings.look_into(channel)
+        elif mask:
+            self._loop.serve(channel, mask)
+        else:
+            self._loop.work(channel)
