@@ -50,8 +50,7 @@ class Ledger:
         end = at + (_ENTRY.size + len(entry) + 7) & ~7
         if end > self._room:
             self._enlarge(end)
-        _ENTRY.pack_into(self._memory, at, len(entry), crc32(entry))
-        self._memory[at + _ENTRY.size : at + _ENTRY.size + len(entry)] = entry
+        self._memory[at : at + _ENTRY.size + len(entry)] = _ENTRY.pack(len(entry), crc32(entry)) + entry
         self._words[_W_END] = self.end = end
 
     def _enlarge(self, end: int) -> None:

@@ -84,11 +84,16 @@ class SimulatedXen:
         with os.scandir(self._domains) as entries:
             for entry in entries:
                 if entry.name.isdecimal():
-                    domid = int(entry.name)
-                    facts = self.domain(domid) if entry.stat().st_size else _running(domid, entry.inode())
+                    facts = self._facts(int(entry.name), entry)
                     if facts is not None:
-                        found[domid] = facts
+                        found[facts.domid] = facts
         return found
+
+    def _facts(self, domid: int, entry: os.DirEntry[str]) -> DomainFacts | None:
+        try:
+            return self.domain(domid) if entry.stat().st_size else _running(domid, entry.inode())
+        except FileNotFoundError:
+            return None
 
     def domain(self, domid: int) -> DomainFacts | None:
         """One domain, if it exists; its file's inode is what tells it from another of this domid."""
