@@ -1,0 +1,137 @@
+"""Restarts on purpose, hangs, and who has to wait when a request kills Logic."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.wire import Client, Op, WireError, strings
+from tests.oracle.daemons import OurDaemon, short_run_dir
+from xenstore_state.restarts import Policy
+
+PATIENCE = 10.0
+
+
+@contextmanager
+def running(*arguments: str) -> Iterator[OurDaemon]:
+    with short_run_dir() as run_dir, OurDaemon(run_dir, arguments) as daemon:
+        yield daemon
+
+
+def counts(client: Client) -> dict[str, int]:
+    """Restarts by kind."""
+    line = client.call(Op.CONTROL, strings("restarts")).decode().splitlines()[2]
+    kinds = line.partition("(")[2].rstrip(")").split(", ")
+    return {kind: int(number) for kind, number in (each.split() for each in kinds)}
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.005)
+
+
+def test_every_so_often() -> None:
+    with running("--restart", "every=0.05") as daemon, Client(daemon.socket) as client:
+        client.write("/a", b"0")
+        for n in range(1, 40):
+            client.write("/a", b"%d" % n)
+            assert client.read("/a") == b"%d" % n
+            time.sleep(0.01)
+        assert counts(client)["planned"] >= 3
+        assert counts(client)["failed"] == 0
+
+
+def test_after_so_many_requests() -> None:
+    with running("--restart", "after=10") as daemon, Client(daemon.socket) as client:
+        for n in range(100):
+            client.write("/a", b"%d" % n)
+        assert counts(client)["planned"] >= 9
+        assert client.read("/a") == b"99"
+
+
+def test_per_request_each_connection_is_served_by_a_logic_of_its_own() -> None:
+    with running("--restart", "per-request") as daemon, Client(daemon.socket) as one, Client(daemon.socket) as other:
+        other.watch("/a", "token")
+        for n in range(20):
+            one.write("/a", b"%d" % n)
+        assert [event.path for event in other.events_so_far()] == [b"/a"] * 20
+        assert counts(one)["planned"] >= 20
+        assert "took over" not in daemon.output(), "that would be a line for every request"
+
+
+def test_when_asked_by_command_or_by_signal() -> None:
+    with running() as daemon, Client(daemon.socket) as client:
+        assert client.call(Op.CONTROL, strings("restart")) == b"OK\0"
+        wait_until(lambda: counts(client)["planned"] == 1, "no restart")
+        time.sleep(0.2)  # until the new Logic takes signals; before, it would be none the wiser
+        os.kill(daemon.pid, signal.SIGUSR1)
+        wait_until(lambda: counts(client)["planned"] == 2, "no restart")
+        assert b"Nobody would start" in client.call(Op.CONTROL, strings("restart", "slow"))
+
+
+def test_the_policy_can_be_changed_and_is_shown() -> None:
+    with running() as daemon, Client(daemon.socket) as client:
+        assert client.call(Op.CONTROL, strings("restart-policy")) == b"on-crash\n\0"
+        client.call(Op.CONTROL, strings("restart-policy", "every=0.05,after=1000"))
+        wait_until(lambda: counts(client)["planned"] > 2, "no restarts")
+        assert client.call(Op.CONTROL, strings("restart-policy")) == b"every=0.05,after=1000\n\0"
+        client.call(Op.CONTROL, strings("restart-policy", "on-crash"))
+        time.sleep(0.1)
+        before = counts(client)
+        time.sleep(0.3)
+        assert counts(client) == before
+        for wrong in ("every=0", "every=x", "after=-1", "sometimes", ""):
+            with pytest.raises(WireError, match="EINVAL"):
+                client.call(Op.CONTROL, strings("restart-policy", wrong))
+
+
+def test_a_hang_is_a_death() -> None:
+    with running("--watchdog", "0.7") as daemon, Client(daemon.socket) as client:
+        client.write("/a", b"v")
+        os.kill(daemon.logic_pid(), signal.SIGSTOP)
+        assert client.read("/a") == b"v"
+        assert counts(client)["hung"] == 1
+        time.sleep(1.5)
+        assert counts(client)["hung"] == 1, "an idle Logic does not hang"
+
+
+def test_memory_and_descriptors_do_not_grow_with_restarts() -> None:
+    with running("--restart", "every=0.01") as daemon, Client(daemon.socket) as client:
+        wait_until(lambda: counts(client)["planned"] > 30, "no restarts")
+        before = descriptors(daemon.pid), resident(daemon.pid)
+        wait_until(lambda: counts(client)["planned"] > 200, "no restarts")
+        assert descriptors(daemon.pid) <= before[0] + 1
+        assert resident(daemon.pid) < before[1] + 2000
+        assert len(daemon.pids()) <= 3
+
+
+def descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def resident(pid: int) -> int:
+    """KiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")))
+
+
+@pytest.mark.parametrize(
+    ("text", "policy"),
+    [
+        ("on-crash", Policy()),
+        ("every=5", Policy(every=5.0)),
+        ("after=7,every=0.5", Policy(every=0.5, after=7)),
+        ("per-request", Policy(alone="all")),
+        ("per-request=guests,notify", Policy(alone="guests")),
+    ],
+)
+def test_policies_are_read(text: str, policy: Policy) -> None:
+    assert Policy.parse(text) == policy
