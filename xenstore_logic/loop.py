@@ -298,7 +298,7 @@ class Loop:
             if self._penalized and channel in self._penalized:
                 channel.waiting = True
                 return
-            if bound and self.rings is not None and not self.rings.may_go(channel):
+            if bound and self.rings is not None and not self.rings.gate.may_go(channel):
                 channel.waiting = True
                 return
             words[W_ACTIVE] = by.slot << 32 | head
@@ -319,7 +319,7 @@ class Loop:
                         continue
                     reply = HEADER.pack(Op.ERROR, req_id, tx_id, len(_EINVAL)) + _EINVAL
                 if bound and self.rings is not None:
-                    reply = self.rings.within_memory(channel, reply)
+                    reply = self.rings.gate.within_memory(channel, reply)
             if trace.active:
                 trace.message("OUT", by, HEADER.unpack_from(reply)[0], reply[HEADER_SIZE:])
             head = (head + end) & M32
@@ -358,7 +358,7 @@ class Loop:
         generation = core.store.tree.generation
         lane = channel.lane
         if channel.bound and self.rings is not None:
-            self.rings.charge(channel, kind, arguments)
+            self.rings.gate.charge(channel, kind, arguments)
         if not core.events and not core.late_events and not by.pending.chunks and len(reply) <= lane.room:
             # Nobody else is told: the common case of the general one below, for speed.
             output = (by.id, lane.made, reply, False, 0)
@@ -476,7 +476,7 @@ class Loop:
             if event:
                 if message[HEADER_SIZE] != 64 and to.is_queued(message, end):  # never those that begin with @
                     return
-                if to.bound and rings is not None and rings.over_memory(to, len(message)):
+                if to.bound and rings is not None and rings.gate.over_memory(to, len(message)):
                     return
             ends[to] = end
             made.setdefault(to, []).append(message)

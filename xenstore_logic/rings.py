@@ -4,8 +4,8 @@ An event says that a ring needs looking at: take its requests, serve them, put o
 stand in the box until all that is done, so the next Logic does it again after a death.  A ring is mapped when this Logic
 first has to do with it, not before.
 
-What holds a guest back, and what becomes of what it does not read, is decided here too: outstanding requests, memory, write
-rate, and how long events wait (domain.c: domain_can_read and the wrl functions, core.c: check_event_timeout).
+What holds a guest back is `gate`'s business; how long what it does not read waits is decided here (core.c:
+check_event_timeout).
 """
 
 import logging
@@ -13,10 +13,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from protocol.errors import StoreError
-from protocol.ops import FEATURE_RECONNECTION, Op
+from protocol.ops import FEATURE_RECONNECTION
 from protocol.ring import (
     ERROR_COMM,
     ERROR_RING_INDEX,
@@ -29,17 +29,16 @@ from protocol.ring import (
     RingIndexError,
     RingPage,
 )
-from protocol.wire import HEADER, HEADER_SIZE
 from recovery_box.box import EVENTS_AT, EVENTS_SIZE, W_RING, Box
 from recovery_box.items import Connection
 from recovery_box.lanes import M32, stage_of
 from recovery_box.ringlane import RingLane
 from xenstore_logic import domains
 from xenstore_logic.channels import Channel
+from xenstore_logic.gate import Gate
 from xenstore_logic.host import Later, XenHost
 from xenstore_state.domains import PRIVILEGED
-from xenstore_state.effects import CHANGES_TREE, COMMIT, EXPIRE, IGNORE, INTRODUCE
-from xenstore_state.quotas import QuotaExceeded
+from xenstore_state.effects import EXPIRE, IGNORE, INTRODUCE
 from xenstore_state.records import Output
 from xenstore_state.registrar import NEWS, News
 
@@ -52,35 +51,15 @@ EVENT_TIMEOUT: Final = "event-timeout"
 """The daemon's setting for that: seconds, 0 for never."""
 EVENT_SECONDS: Final = 20
 """How long an event may wait for a guest that does not read it, unless the daemon was told otherwise."""
-WRITE_RATE: Final = 200.0
-"""Writes a second by which all guests together may disturb others' transactions."""
-WRITE_BURST: Final = 10.0
-"""Writes that a guest may do at once."""
-HELD_SECONDS: Final = 0.05
-"""How often a guest that is held back for its memory is looked at again."""
 RENEW_SECONDS: Final = 0.05
 """Time between two connections that a guest asks for."""
 NEWS_TURN: Final = 4
 """Items of news dealt with in one turn."""
-WARN_SECONDS: Final = 10.0
-SMALL_REPLY: Final = 16
-"""Bytes of payload up to which a reply is given whatever the memory quota says."""
-_ENOMEM: Final = StoreError("ENOMEM").payload
 _NO_EVENTS: Final = bytes(EVENTS_SIZE)
 
 # How far a ring's page has been made ready: `Lane.stage`.
 _RESET: Final = 1
 _IN_SERVICE: Final = 2
-
-
-class Credit:
-    """What a guest may still write while others have transactions open, and when that was last true."""
-
-    __slots__ = ("amount", "at")
-
-    def __init__(self) -> None:
-        self.amount = WRITE_BURST
-        self.at = time.monotonic()
 
 
 class Rings:
@@ -102,11 +81,9 @@ class Rings:
         """Rings in whose page the last Logic was writing when it died."""
         self.taken: list[int] = []
         """Ports of events that are being dealt with in this turn."""
-        self._held: dict[Channel, float] = {}
-        """Guests that are held back, with when to look at them again."""
+        self.gate = Gate(loop.core, lambda: len(self._by_port) + len(self._sleeping))
         self._expiring: dict[Channel, int] = {}
         """Guests for whom events wait, with when the first of those is to be dropped."""
-        self._credits: dict[Channel, Credit] = {}
         self._kick_at: dict[Channel, float] = {}
         """Rings to be looked at although no event came, with when."""
         self.kick: Callable[[Channel], object] = self.look_into
@@ -115,7 +92,6 @@ class Rings:
         """What State has told, and was not dealt with yet."""
         self._renewed: dict[int, float] = {}
         """When a domain last connected anew."""
-        self._warned: dict[tuple[int, str], float] = {}
         loop.rings = self
         loop.core.outstanding = self._outstanding
 
@@ -167,7 +143,8 @@ class Rings:
         if channel is not None:
             if self._by_port.get(by.port) is channel:
                 del self._by_port[by.port]
-            for table in (self._held, self._expiring, self._credits, self._kick_at):
+            self.gate.forget(channel)
+            for table in (self._expiring, self._kick_at):
                 table.pop(channel, None)
         elif self._sleeping.get(by.port) is by:
             del self._sleeping[by.port]
@@ -348,94 +325,23 @@ class Rings:
         except OSError as e:  # its event channel was given up, for a connection that is about to begin
             log.info("domain %d cannot be notified: %s", by.domid, e.strerror)
 
-    # ---- what holds a guest back
-
-    def may_go(self, channel: Channel) -> bool:
-        """Whether another request of a guest may be served now."""
-        by = channel.connection
-        quotas: dict[str, int] = by.subject.quotas
-        limit = quotas["outstanding"]
-        if limit and len(channel.replies) + len(channel.linked) >= limit:
-            channel.taken()
-            if len(channel.replies) + len(channel.linked) >= limit:
-                self._say(by.domid, "outstanding", "domain %d waits: %d requests outstanding", by.domid, limit)
-                return False
-        limit = quotas["memory"]
-        used = self._memory(channel)
-        if limit and used >= limit:
-            self._say(by.domid, "memory", "domain %d is not served: it uses %d of %d bytes", by.domid, used, limit)
-            self._held[channel] = time.monotonic() + HELD_SECONDS
-            return False
-        soft = quotas["soft-memory"]
-        if soft and used >= soft:
-            self._say(by.domid, "soft", "domain %d uses %d bytes, more than its soft quota of %d", by.domid, used, soft)
-        credit = self._credits.get(channel)
-        if credit is not None and not self._refill(credit):
-            self._say(by.domid, "rate", "domain %d writes too fast while others have transactions open", by.domid)
-            self._held[channel] = time.monotonic() - credit.amount / self._rate()
-            return False
-        return True
-
     def _outstanding(self, ring: Connection) -> int:
         channel = self._loop.channel(ring)
         channel.taken()
         return len(channel.replies) + len(channel.linked)
-
-    def _memory(self, channel: Channel) -> int:
-        return self._core.store.memory(channel.connection.subject) + channel.unread
-
-    def over_memory(self, channel: Channel, size: int) -> bool:
-        """Whether a guest's memory quota has no room for output of this size."""
-        limit = channel.connection.subject.quotas["memory"]
-        return bool(limit) and self._memory(channel) + size >= limit
-
-    def within_memory(self, channel: Channel, reply: bytes) -> bytes:
-        """The reply, or ENOMEM in its place if a guest's memory quota has no room for it."""
-        if len(reply) <= HEADER_SIZE + SMALL_REPLY or not self.over_memory(channel, len(reply)):
-            return reply
-        by = channel.connection
-        limit = by.subject.quotas["memory"]
-        self._core.refused(by, QuotaExceeded("ENOMEM", "memory", limit, self._memory(channel) + len(reply)))
-        _, req_id, tx_id, _ = HEADER.unpack_from(reply)
-        return HEADER.pack(Op.ERROR, req_id, tx_id, len(_ENOMEM)) + _ENOMEM
-
-    def charge(self, channel: Channel, kind: int, arguments: tuple[Any, ...]) -> None:
-        """A guest's write costs credit while others have transactions open: it may spoil them."""
-        open_ones = len(self._core.store.items.transactions) - len(channel.connection.transactions)
-        if open_ones <= 0 or not (kind == COMMIT or (kind in CHANGES_TREE and not arguments[0])):
-            return
-        credit = self._credits.setdefault(channel, Credit())
-        self._refill(credit)
-        credit.amount -= 1
-
-    def _rate(self) -> float:
-        return WRITE_RATE / max(1, len(self._by_port) + len(self._sleeping) - 1)
-
-    def _refill(self, credit: Credit) -> bool:
-        now = time.monotonic()
-        credit.amount = min(WRITE_BURST, credit.amount + (now - credit.at) * self._rate())
-        credit.at = now
-        return credit.amount >= 0
-
-    def _say(self, domid: int, what: str, text: str, *arguments: object) -> None:
-        """A warning, not more often than is of use."""
-        now = time.monotonic()
-        if now - self._warned.get((domid, what), -WARN_SECONDS) >= WARN_SECONDS:
-            self._warned[domid, what] = now
-            log.warning(text, *arguments)
 
     # ---- the clock
 
     @property
     def timed(self) -> bool:
         """Whether something waits for its time."""
-        return bool(self._held or self._expiring or self._kick_at or self._news)
+        return bool(self.gate.held or self._expiring or self._kick_at or self._news)
 
     def wait(self, timeout: float) -> float:
         """How long a turn may wait, in seconds: `timeout` (negative: for ever), or less."""
         if self._news:
             return 0.0
-        times = [*self._held.values(), *self._kick_at.values()]
+        times = [*self.gate.held.values(), *self._kick_at.values()]
         if self._expiring:
             times.append(min(self._expiring.values()) / 1000)
         left = max(0.0, min(times) - time.monotonic())
@@ -448,8 +354,8 @@ class Rings:
         for channel in [c for c, at in self._kick_at.items() if at <= now]:
             del self._kick_at[channel]
             self.kick(channel)
-        for channel in [c for c, at in self._held.items() if at <= now]:
-            del self._held[channel]
+        for channel in [c for c, at in self.gate.held.items() if at <= now]:
+            del self.gate.held[channel]
             self._loop.look_at(channel)
         milliseconds = int(now * 1000)
         for channel in [c for c, at in self._expiring.items() if at <= milliseconds]:

@@ -1,0 +1,129 @@
+"""The gate: what holds a guest back (domain.c: domain_can_read and the wrl functions).
+
+A guest's next request has to wait while too many of its requests are outstanding, while it uses more memory than it may, and
+while it writes too fast for others' transactions to commit.  Replies and events too large for its memory are refused here.
+Nothing is decided about anybody whom no quota binds.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from protocol.errors import StoreError
+from protocol.ops import Op
+from protocol.wire import HEADER, HEADER_SIZE
+from xenstore_logic.channels import Channel
+from xenstore_logic.core import Core
+from xenstore_state.effects import CHANGES_TREE, COMMIT
+from xenstore_state.quotas import QuotaExceeded
+
+log = logging.getLogger(__name__)
+
+WRITE_RATE: Final = 200.0
+"""Writes a second by which all guests together may disturb others' transactions."""
+WRITE_BURST: Final = 10.0
+"""Writes that a guest may do at once."""
+HELD_SECONDS: Final = 0.05
+"""How often a guest that is held back for its memory is looked at again."""
+WARN_SECONDS: Final = 10.0
+SMALL_REPLY: Final = 16
+"""Bytes of payload up to which a reply is given whatever the memory quota says."""
+_ENOMEM: Final = StoreError("ENOMEM").payload
+
+
+class Credit:
+    """What a guest may still write while others have transactions open, and when that was last true."""
+
+    __slots__ = ("amount", "at")
+
+    def __init__(self) -> None:
+        self.amount = WRITE_BURST
+        self.at = time.monotonic()
+
+
+class Gate:
+    """Of all guests of one Logic."""
+
+    def __init__(self, core: Core, rings: Callable[[], int]) -> None:
+        """`rings` says how many there are."""
+        self._core = core
+        self._rings = rings
+        self.held: dict[Channel, float] = {}
+        """Guests that are held back, with when to look at them again."""
+        self._credits: dict[Channel, Credit] = {}
+        self._warned: dict[tuple[int, str], float] = {}
+
+    def forget(self, channel: Channel) -> None:
+        """A guest's connection has ended."""
+        self.held.pop(channel, None)
+        self._credits.pop(channel, None)
+
+    def may_go(self, channel: Channel) -> bool:
+        """Whether another request of a guest may be served now."""
+        by = channel.connection
+        quotas: dict[str, int] = by.subject.quotas
+        limit = quotas["outstanding"]
+        if limit and len(channel.replies) + len(channel.linked) >= limit:
+            channel.taken()
+            if len(channel.replies) + len(channel.linked) >= limit:
+                self._say(by.domid, "outstanding", "domain %d waits: %d requests outstanding", by.domid, limit)
+                return False
+        limit = quotas["memory"]
+        used = self._memory(channel)
+        if limit and used >= limit:
+            self._say(by.domid, "memory", "domain %d is not served: it uses %d of %d bytes", by.domid, used, limit)
+            self.held[channel] = time.monotonic() + HELD_SECONDS
+            return False
+        soft = quotas["soft-memory"]
+        if soft and used >= soft:
+            self._say(by.domid, "soft", "domain %d uses %d bytes, more than its soft quota of %d", by.domid, used, soft)
+        credit = self._credits.get(channel)
+        if credit is not None and not self._refill(credit):
+            self._say(by.domid, "rate", "domain %d writes too fast while others have transactions open", by.domid)
+            self.held[channel] = time.monotonic() - credit.amount / self._rate()
+            return False
+        return True
+
+    def _memory(self, channel: Channel) -> int:
+        return self._core.store.memory(channel.connection.subject) + channel.unread
+
+    def over_memory(self, channel: Channel, size: int) -> bool:
+        """Whether a guest's memory quota has no room for output of this size."""
+        limit = channel.connection.subject.quotas["memory"]
+        return bool(limit) and self._memory(channel) + size >= limit
+
+    def within_memory(self, channel: Channel, reply: bytes) -> bytes:
+        """The reply, or ENOMEM in its place if a guest's memory quota has no room for it."""
+        if len(reply) <= HEADER_SIZE + SMALL_REPLY or not self.over_memory(channel, len(reply)):
+            return reply
+        by = channel.connection
+        limit = by.subject.quotas["memory"]
+        self._core.refused(by, QuotaExceeded("ENOMEM", "memory", limit, self._memory(channel) + len(reply)))
+        _, req_id, tx_id, _ = HEADER.unpack_from(reply)
+        return HEADER.pack(Op.ERROR, req_id, tx_id, len(_ENOMEM)) + _ENOMEM
+
+    def charge(self, channel: Channel, kind: int, arguments: tuple[Any, ...]) -> None:
+        """A guest's write costs credit while others have transactions open: it may spoil them."""
+        open_ones = len(self._core.store.items.transactions) - len(channel.connection.transactions)
+        if open_ones <= 0 or not (kind == COMMIT or (kind in CHANGES_TREE and not arguments[0])):
+            return
+        credit = self._credits.setdefault(channel, Credit())
+        self._refill(credit)
+        credit.amount -= 1
+
+    def _rate(self) -> float:
+        return WRITE_RATE / max(1, self._rings() - 1)
+
+    def _refill(self, credit: Credit) -> bool:
+        now = time.monotonic()
+        credit.amount = min(WRITE_BURST, credit.amount + (now - credit.at) * self._rate())
+        credit.at = now
+        return credit.amount >= 0
+
+    def _say(self, domid: int, what: str, text: str, *arguments: object) -> None:
+        """A warning, not more often than is of use."""
+        now = time.monotonic()
+        if now - self._warned.get((domid, what), -WARN_SECONDS) >= WARN_SECONDS:
+            self._warned[domid, what] = now
+            log.warning(text, *arguments)
