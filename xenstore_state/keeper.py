@@ -215,8 +215,8 @@ class Keeper:
             timeout = SLEEP if self._consumer.empty else 0
         events = self._epoll.poll(timeout)
         words[W_ASLEEP] = 0
-        if not events and timeout == SLEEP and not self._reception.accepting:
-            self._reception.resume()
+        if not events and timeout == SLEEP:
+            self._try_again()
         for fd, _ in events:
             if self._reception.accept_from(fd) or self._reception.hand_over_to(fd):
                 continue
@@ -233,6 +233,13 @@ class Keeper:
                 self._answer()
             elif fd == self._line.telling_fd and self._line_blocked:
                 self._tell(b"")
+
+    def _try_again(self) -> None:
+        """Nothing happens: what has failed may succeed now."""
+        if not self._reception.accepting:
+            self._reception.resume()
+        if self._registrar is not None and self._registrar.unscanned:
+            self._registrar.scan()
 
     def _on_signals(self, numbers: bytes) -> None:
         if signal.SIGHUP in numbers:

@@ -106,6 +106,8 @@ class Registrar:
         self.bound: dict[int, tuple[int, int]] = bound if bound is not None else {}
         """(local port, remote port) by domid."""
         self._to_introduce: set[int] = set()
+        self.unscanned = False
+        """The last look at the domains failed: it must be repeated."""
 
     def begin(self) -> None:
         """At the start of the daemon: all domains that exist are to be introduced."""
@@ -205,7 +207,9 @@ class Registrar:
             existing = self._hypervisor.domains()
         except OSError as e:
             log.error("the hypervisor cannot be asked about domains: %s", e)
+            self.unscanned = True
             return
+        self.unscanned = False
         news: list[tuple[int, int, int]] = []
         for domain in self._store.domains.known:
             if domain.domid == PRIVILEGED:
