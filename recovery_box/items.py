@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 M32: Final = 0xFFFFFFFF
 PENDING_MAX: Final = 4 << 20
-"""Bytes of output that may wait for one connection beyond its region."""
+"""Bytes of output that may wait for one connection beyond its region, unless they all came at once."""
 
 
 class ItemError(Exception):
@@ -101,15 +101,19 @@ class PendingOutput:
         self.size = 0
 
     def append(self, position: int, data: bytes, deadline: int = 0, cause: tuple[int, int] = (0, 0)) -> None:
-        """Adds bytes at the end of the stream.  Raises `ItemError` beyond `PENDING_MAX` or out of order."""
+        """Adds bytes at the end of the stream.  Raises `ItemError` when there is no room, or out of order."""
         if not data:
             return
         if self.chunks and self.end != position:
             raise ItemError("pending output does not follow what is pending")
-        if self.size + len(data) > PENDING_MAX:
+        if not self.has_room(len(data)):
             raise ItemError("too much pending output")
         self.chunks.append(Chunk(position, data, deadline, cause))
         self.size += len(data)
+
+    def has_room(self, size: int) -> bool:
+        """Whether so many bytes may wait too.  Who has left nothing waiting can be told anything at once."""
+        return not self.chunks or self.size + size <= PENDING_MAX
 
     def trim(self, made: int) -> list[Chunk]:
         """Forgets what has moved into the region, whose output reaches up to stream position `made`; what went wholly."""

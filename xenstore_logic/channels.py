@@ -10,7 +10,7 @@ from protocol.ops import Op
 from protocol.ring import RingIndexError
 from protocol.wire import messages
 from recovery_box.box import REGION_SIZE
-from recovery_box.items import PENDING_MAX, Chunk, Connection
+from recovery_box.items import Chunk, Connection
 from recovery_box.lanes import M32, Lane
 from recovery_box.ringlane import RingLane
 from xenstore_state.records import Output, wait
@@ -90,7 +90,7 @@ class Channel:
         by, lane = self.connection, self.lane
         if not by.pending.chunks and len(data) <= lane.room and (not (events and self.bound) or self._fits_ring(data)):
             return Output(by.id, lane.made, data, False)
-        if by.overflowed or by.pending.size + len(data) > PENDING_MAX:
+        if by.overflowed or not by.pending.has_room(len(data)):
             by.overflowed = True
             return Output(by.id, self.end, b"", True)
         return Output(by.id, self.end, data, True, deadline if self.bound else 0)

@@ -62,11 +62,15 @@ class Core:
         self.outstanding: Callable[[Connection], int] = lambda ring: 0
         """How many requests of a ring are outstanding; who serves rings knows."""
         self._rows = {int(op): (handlers[op], row.privileged, row.uses_tx) for op, row in OPERATIONS.items()}
+        self._told: dict[int, int] = {}
+        """Bytes of events made by this request, by id of the connection that quotas bind."""
         self._listing: tuple[Node, int, bytes] | None = None
 
     def handle(self, by: Connection, op: int, req_id: int, tx_id: int, payload: bytes) -> bytes:
         """Serves one request and returns the whole reply message."""
         row = self._rows.get(op)
+        if self._told:
+            self._told.clear()
         try:
             if row is None:
                 return HEADER.pack(_ERROR, req_id, tx_id, len(_ENOSYS)) + _ENOSYS
@@ -173,9 +177,20 @@ class Core:
         for watch in watches:
             connection = watch.connection
             if connection.privileged or any(allows(acl, connection.subject, READ) for acl in acls):
+                if connection.subject.quotas is not None and self._tells_too_much(connection, path, watch):
+                    continue
                 event = watch_event(path[watch.strip :], watch.token)
                 if event is not None:
                     self.events.append((connection, event))
+
+    def _tells_too_much(self, connection: Connection, path: bytes, watch: Watch) -> bool:
+        """Whether one more event of this request would be more than a guest may ever have waiting: it would be dropped."""
+        told = self._told.get(connection.id, 0) + len(path) + len(watch.token)
+        limit = connection.subject.quotas["memory"]
+        if limit and told >= limit:
+            return True
+        self._told[connection.id] = told
+        return False
 
     def _acls(self, parts: Parts, removed: Node | None, before: Acl) -> list[Acl]:
         """Permission lists by which one may learn of a change: the node's, also as it was before, and its parent's."""

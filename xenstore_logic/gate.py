@@ -91,6 +91,8 @@ class Gate:
     def over_memory(self, channel: Channel, size: int) -> bool:
         """Whether a guest's memory quota has no room for output of this size."""
         limit = channel.connection.subject.quotas["memory"]
+        if not channel.connection.pending.has_room(size):
+            return True
         return bool(limit) and self._memory(channel) + size >= limit
 
     def within_memory(self, channel: Channel, reply: bytes) -> bytes:

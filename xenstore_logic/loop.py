@@ -445,6 +445,7 @@ class Loop:
                 self._dirty.pop(channel, None)
                 self._ready.pop(channel, None)
             rings.drop(connection, channel)
+            self._let_go(connection)
         if kind in ENDS_DOMAIN:
             rings.forget(arguments[0])
         for connection in begun:
@@ -453,6 +454,12 @@ class Loop:
     def mark(self, channel: Channel) -> None:
         """Has a channel's output sent in this turn."""
         self._dirty[channel] = None
+
+    def _let_go(self, connection: Connection) -> None:
+        """What a connection that has ended was still to be told, nobody waits for any more."""
+        chunks = list(connection.pending.chunks)
+        connection.pending.chunks.clear()
+        self.unlink(chunks)
 
     def look_at(self, channel: Channel) -> None:
         """Has a channel served and its output sent in this turn."""
@@ -476,7 +483,8 @@ class Loop:
             if event:
                 if message[HEADER_SIZE] != 64 and to.is_queued(message, end):  # never those that begin with @
                     return
-                if to.bound and rings is not None and rings.gate.over_memory(to, len(message)):
+                made_now = (end - to.end) & M32  # by this record, this message included
+                if to.bound and rings is not None and rings.gate.over_memory(to, made_now):
                     return
             ends[to] = end
             made.setdefault(to, []).append(message)
@@ -547,4 +555,5 @@ class Loop:
             self._wake()
         del self._channels[by.id], self._by_fd[by.fd]
         self._dirty.pop(channel, None)
+        self._let_go(by)
         os.close(by.fd)

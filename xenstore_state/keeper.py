@@ -172,8 +172,12 @@ class Keeper:
         self._repeated = recovered.sequence
         self._applier.last = recovered.last
         if self._hypervisor is not None:
-            for domid, (port, remote_port) in recovered.bound.items():
-                self._hypervisor.know_port(port, domid, remote_port)
+            for domid, (port, remote_port) in list(recovered.bound.items()):
+                if domid in self.store.domains.known:
+                    self._hypervisor.know_port(port, domid, remote_port)
+                else:  # the domain had ended, and State died before it could give this up
+                    del recovered.bound[domid]
+                    self._hypervisor.unbind(port)
         self._drain()
         self._consumer.drop_staged()
 

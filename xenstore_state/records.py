@@ -14,7 +14,7 @@ from protocol.errors import StoreError
 from protocol.ops import Op
 from protocol.wire import PAYLOAD_MAX, messages
 from recovery_box.box import REGION_SIZE
-from recovery_box.items import M32, PENDING_MAX, Connection, ItemError
+from recovery_box.items import M32, Connection, ItemError
 from xenstore_state.effects import (
     CHANGES_TREE,
     CLOSE,
@@ -254,5 +254,5 @@ class Applier:
                 list(messages(data))
         except ValueError as e:
             raise BadRecord(f"pending output for connection {to.id}: {e}") from None
-        if to.pending.end not in {None, position} or to.pending.size + len(data) > PENDING_MAX:
+        if to.pending.end not in {None, position} or not to.pending.has_room(len(data)):
             raise BadRecord(f"pending output for connection {to.id} does not fit what is pending")

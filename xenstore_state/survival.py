@@ -24,7 +24,8 @@ from recovery_box.items import Connection
 from recovery_box.ledger import Ledger, LedgerError, entries
 from xenstore_state import checkpoint
 from xenstore_state.domains import PRIVILEGED, Offer
-from xenstore_state.records import Applier, BadRecord, Record
+from xenstore_state.effects import ENDS_DOMAIN, GONE
+from xenstore_state.records import Applier, BadRecord, Record, decode
 from xenstore_state.records import encode as encode_record
 from xenstore_state.store import Store
 
@@ -202,7 +203,11 @@ def _repeat(directory: str, number: int, store: Store, parts: dict[str, Any]) ->
             if fields[0] > sequence:
                 sequence = fields[0]
                 made.update(fields[2])
-                applier.apply(fields[1])
+                try:
+                    _apply_again(applier, fields[1])
+                except BadRecord as e:
+                    log.error("record %d cannot be repeated (%s): what follows is lost", sequence, e)
+                    break
         elif kind == ACCEPTED:
             identity, slot, fd = fields
             store.connect(Connection(identity, slot, fd, PRIVILEGED, privileged=True, socket=True))
@@ -225,6 +230,18 @@ def _repeat(directory: str, number: int, store: Store, parts: dict[str, Any]) ->
     return Recovered(store, applier.last, sequence, bound, next_id)
 
 
+def _apply_again(applier: Applier, body: bytes) -> None:
+    """Applies a record that was applied before: what the hypervisor had to say to it, it has said."""
+    record = decode(body)
+    if record.kind == GONE and record.arguments:
+        domain = applier.store.domains.known.get(record.arguments[0])
+        if domain is not None:
+            domain.gone = True
+    applier.apply(body)
+    if record.kind in ENDS_DOMAIN:
+        applier.store.domains.offers.pop(record.arguments[0], None)
+
+
 def _ledgers(directory: str, first: int) -> Iterator[tuple[Any, ...]]:
     """All entries since a checkpoint, as far as they can be read."""
     for number in sorted(n for n in _numbers(directory, "ledger") if n >= first):
@@ -232,7 +249,7 @@ def _ledgers(directory: str, first: int) -> Iterator[tuple[Any, ...]]:
         try:
             for entry in entries(path):
                 yield msgpack.unpackb(entry, use_list=False, strict_map_key=False)
-        except (LedgerError, BadRecord, OSError) as e:
+        except (LedgerError, OSError) as e:
             log.error("%s: %s; what follows is lost", path, e)
             return
 

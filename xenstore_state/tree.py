@@ -16,11 +16,13 @@ nodes' permission lists name it (an index that may hold more than that, never le
 from collections.abc import Iterator
 from typing import Final
 
-from xenstore_state.access import Acl, names
+from xenstore_state.access import IGNORED, Acl, names
 from xenstore_state.quotas import NODE_ENTRY, NODE_HEADER
 
 IMAGES_MAX: Final = 200_000
 """Before-images an epoch may hold."""
+IMAGES_BYTES: Final = 4 << 20
+"""Bytes of names and values that they may hold."""
 UNCHARGED: Final = 0
 """The domain whose nodes are not charged or indexed: the privileged one, which never ends."""
 _INDEX_MIN: Final = 1024
@@ -49,7 +51,7 @@ class SnapshotLost(Exception):
 
 
 class _Epoch:
-    __slots__ = ("accounts", "count", "images", "kept", "lost", "references")
+    __slots__ = ("accounts", "count", "images", "kept", "lost", "references", "size")
 
     def __init__(self, *, kept: bool) -> None:
         self.kept = kept
@@ -58,6 +60,7 @@ class _Epoch:
         self.images: dict[Node, dict[bytes | None, Fields | Node | None]] = {}
         self.accounts: dict[int, tuple[int, int]] = {}
         self.count = 0
+        self.size = 0
         self.lost = False
 
 
@@ -77,6 +80,8 @@ class Tree:
         self._named: dict[int, dict[Parts, None]] = {}
         """Where nodes stand whose list names a domain, or did."""
         self._index_limits: dict[int, int] = {}
+        self._overgrown: set[int] = set()
+        """Domains whose index is to be looked through, once nothing can be rolled back any more."""
         self._epochs: list[_Epoch] = []
 
     @property
@@ -187,15 +192,25 @@ class Tree:
     # ---- which nodes name a domain
 
     def _index(self, parts: Parts, acl: Acl) -> None:
-        for _, domid in acl:
-            if domid == UNCHARGED:
+        for access, domid in acl:
+            if domid == UNCHARGED or access & IGNORED:
                 continue
             named = self._named.setdefault(domid, {})
             named[parts] = None
-            if len(named) > self._index_limits.get(domid, _INDEX_MIN) and not any(e.kept for e in self._epochs):
-                # Never while something may be rolled back: what is dropped here must not come back.
-                self._named[domid] = named = {there: None for there in named if self._names(there, domid)}
-                self._index_limits[domid] = max(_INDEX_MIN, 2 * len(named))
+            if len(named) > self._index_limits.get(domid, _INDEX_MIN):
+                self._overgrown.add(domid)
+        if self._overgrown:
+            self._prune_index()
+
+    def _prune_index(self) -> None:
+        """Drops what does not name a domain any more; never while something may be rolled back, for that would come back."""
+        if any(epoch.kept for epoch in self._epochs):
+            return
+        for domid in self._overgrown:
+            named = {there: None for there in self._named.get(domid, ()) if self._names(there, domid)}
+            self._index_limits[domid] = max(_INDEX_MIN, 2 * len(named))
+            self._named[domid] = named
+        self._overgrown.clear()
 
     def _names(self, parts: Parts, domid: int) -> bool:
         node = self.find_any(parts)
@@ -224,10 +239,15 @@ class Tree:
         if key not in images:
             images[key] = before
             epoch.count += 1
-            if epoch.count > IMAGES_MAX and not epoch.kept:
-                epoch.lost = True
-                epoch.images.clear()
-                epoch.count = 0
+            epoch.size += len(key or b"") + (len(before[0]) if isinstance(before, tuple) else 0)
+            self._bound(epoch)
+
+    def _bound(self, epoch: _Epoch) -> None:
+        """An epoch that holds too much is lost."""
+        if (epoch.count > IMAGES_MAX or epoch.size > IMAGES_BYTES) and not epoch.kept:
+            epoch.lost = True
+            epoch.images.clear()
+            epoch.count = epoch.size = 0
 
     # ---- snapshots
 
@@ -281,6 +301,8 @@ class Tree:
         epochs = self._epochs
         while epochs and not epochs[0].references:
             del epochs[0]
+        if self._overgrown:
+            self._prune_index()
         if epoch.references or epoch not in epochs:
             return
         at = epochs.index(epoch)
@@ -292,12 +314,13 @@ class Tree:
                 if key not in kept:
                     kept[key] = before
                     older.count += 1
+        older.size += epoch.size
         for domid, account in epoch.accounts.items():
             older.accounts.setdefault(domid, account)
-        if older.lost or (older.count > IMAGES_MAX and not older.kept):
-            older.lost = True
+        self._bound(older)
+        if older.lost:
             older.images.clear()
-            older.count = 0
+            older.count = older.size = 0
         del epochs[at]
 
 
