@@ -40,6 +40,8 @@ W_RING: Final = 11
 """Slot + 1 of the ring whose page is being changed, 0 between changes: the next worker publishes it anew."""
 W_BEAT: Final = 12
 """Counts the worker's turns: a worker that does not move any more stands still."""
+W_PINNED: Final = 13
+"""Id of the connection that was last served alone: others come before it."""
 W_TAIL: Final = 16
 """Consumer's index of the journal."""
 W_ASLEEP: Final = 24

@@ -60,7 +60,7 @@ class Loop:
     def __init__(self, core: Core, box: Box, journal: Producer, epoll: select.epoll, wake: Callable[[], None]) -> None:
         self.core = core
         self._box = box
-        self._words = box.words.view
+        self.words = box.words.view
         self._journal = journal
         self._epoll = epoll
         self._wake = wake
@@ -177,7 +177,7 @@ class Loop:
     def turn(self, timeout: float = BEAT_SECONDS) -> None:
         """One turn; waits for something to do if there is nothing, but not longer than a heart may stand still."""
         by_fd, rings = self._by_fd, self.rings
-        self._words[W_BEAT] += 1
+        self.words[W_BEAT] += 1
         called = []
         if self._ready:
             timeout = 0
@@ -212,7 +212,7 @@ class Loop:
 
     def poll(self, timeout: float) -> list[tuple[Channel, int]]:
         """Half a turn: waits, does whatever concerns no request, and says which connections are ready, with epoll's mask."""
-        self._words[W_BEAT] += 1
+        self.words[W_BEAT] += 1
         if self._ready:
             timeout = 0
         elif self.rings is not None and self.rings.timed:
@@ -274,7 +274,7 @@ class Loop:
     def work(self, channel: Channel) -> None:
         """Serves the whole requests that have been received."""
         lane, by = channel.lane, channel.connection
-        core, words, bound = self.core, self._words, channel.bound
+        core, words, bound = self.core, self.words, channel.bound
         trace = core.trace
         channel.waiting = False
         for _ in range(TURN_REQUESTS):
@@ -363,7 +363,7 @@ class Loop:
             # Nobody else is told: the common case of the general one below, for speed.
             output = (by.id, lane.made, reply, False, 0)
             self._journal.append(encode((by.id, head, kind, arguments, outcome, generation, (output,))))
-            if self._words[W_ASLEEP]:
+            if self.words[W_ASLEEP]:
                 self._wake()
             lane.answer(reply, head)
             if kind in CHANGES_CONNECTIONS:
@@ -384,7 +384,7 @@ class Loop:
         outputs = self._place(channel, reply)
         generation = self.core.store.tree.generation
         self._journal.append(encode(Record(by.id, head, kind, arguments, outcome, generation, tuple(outputs))))
-        if self._words[W_ASLEEP]:
+        if self.words[W_ASLEEP]:
             self._wake()
         channels, dirty = self._channels, self._dirty
         cause = by.id, head
@@ -551,7 +551,7 @@ class Loop:
         self.core.store.closed.clear()
         generation = self.core.store.tree.generation
         self._journal.append(encode((by.id, channel.lane.head, CLOSE, (), "", generation, ())))
-        if self._words[W_ASLEEP]:
+        if self.words[W_ASLEEP]:
             self._wake()
         del self._channels[by.id], self._by_fd[by.fd]
         self._dirty.pop(channel, None)

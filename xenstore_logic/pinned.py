@@ -10,6 +10,7 @@ import select
 from collections.abc import Callable
 from typing import Final
 
+from recovery_box.box import W_PINNED
 from recovery_box.items import Connection
 from xenstore_logic.channels import Channel
 from xenstore_logic.loop import BEAT_SECONDS, Loop
@@ -30,6 +31,7 @@ class PinnedTurns:
         self._pin = pin
         self._synchronize = synchronize
         self._guests_only = guests_only
+        self._words = loop.words
         self._kicked: list[Channel] = []
         if loop.rings is not None:
             loop.rings.kick = self._kicked.append
@@ -50,7 +52,9 @@ class PinnedTurns:
             if rings is not None:
                 rings.unmask()
             return False
-        channel, mask = alone[0]
+        last = self._words[W_PINNED]
+        channel, mask = min(alone, key=lambda pair: (pair[0].connection.id <= last, pair[0].connection.id))
+        self._words[W_PINNED] = channel.connection.id
         self._pin(channel.connection)
         self._serve(channel, mask)
         self._synchronize()

@@ -122,6 +122,9 @@ class Guest:
         loop = self._loop
         loop.flush()
         loop.turn(0)
+        reason = self._reason_to_retire()
+        if reason is not None:
+            return reason
         loop.listen_to(self._bell, self._answer)
         trio.lowlevel.start_guest_run(
             self._supervise,

@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,11 +20,11 @@ from protocol.ring import ERROR_COMM
 from recovery_box import custody
 from recovery_box.box import W_ASLEEP, W_BEAT, Box
 from recovery_box.custody import Handover
-from recovery_box.items import Connection
+from recovery_box.items import Connection, ItemError
 from recovery_box.journal import Consumer, JournalCorrupt, Producer
 from recovery_box.lanes import output_made
 from recovery_box.line import Line
-from xenstore_state.effects import ABOUT_RING, ENDS_DOMAIN, RESTART
+from xenstore_state.effects import ABOUT_RING, CLOSE, ENDS_DOMAIN, GONE, RESTART
 from xenstore_state.hypervisor import Hypervisor
 from xenstore_state.reception import Reception
 from xenstore_state.records import Applier, BadRecord, Record, decode
@@ -146,8 +147,6 @@ class Keeper:
             if hypervisor is not None
             else None
         )
-        if recovered is not None:
-            self._resume(recovered)
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._restarts = Restarts(self.store, box)
         self._hung = self._distrusted = False
@@ -162,6 +161,8 @@ class Keeper:
         self._stopping = False
         self._signals_read, self._signals_write = socket.socketpair()
         self.reopen_logs: Callable[[], None] = lambda: None
+        if recovered is not None:
+            self._resume(recovered)
 
     # ---- life
 
@@ -517,18 +518,28 @@ class Keeper:
         self._line.answer(self._reply_to)
 
     def _reply_to(self, question: bytes) -> bytes:
-        kind, number, _ = QUESTION.unpack(question)
-        if kind == Question.PIN:
-            self._pinned = number
-        if self._registrar is None or kind == Question.PIN:
-            return ANSWER.pack(*Answer(Status.OK))
-        return self._registrar.answer(question)
+        try:
+            kind, number, _ = QUESTION.unpack(question)
+            if kind == Question.PIN:
+                if self._pinned not in {0, number}:
+                    raise ValueError(f"connection {self._pinned} is pinned already")
+                self._pinned = number
+            elif self._registrar is not None:
+                return self._registrar.answer(question)
+        except (struct.error, ValueError, ItemError) as e:
+            log.error("Logic asked what no Logic asks (%s): it is killed", e)
+            self._distrusted = True
+            self._signal_logic(signal.SIGKILL)
+        return ANSWER.pack(*Answer(Status.OK))
 
     def _check_pin(self, record: Record) -> None:
         """Raises `BadRecord` when Logic has pinned a connection and acts for another one."""
         pinned = self.store.connection(self._pinned)
         own_ring = pinned is not None and record.kind in ABOUT_RING and record.arguments[:1] == (pinned.domid,)
-        if record.connection != self._pinned and not own_ring:
+        actor = self.store.connection(record.connection)
+        overflowed = record.kind == CLOSE and actor is not None and actor.overflowed
+        gone = record.kind == GONE and record.connection == self.store.house.id  # State knows whether that is true
+        if record.connection != self._pinned and not (own_ring or overflowed or gone):
             raise BadRecord(f"connection {self._pinned} is pinned, and this acts for connection {record.connection}")
 
     def _tell(self, news: bytes) -> None:

@@ -14,7 +14,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
 import msgpack
@@ -77,6 +77,7 @@ class Survival:
         self._writing = 0
         self._made = time.monotonic()
         self._has_one = bool(_numbers(directory, "checkpoint"))
+        self._given_up = False
 
     def _path(self, what: str, number: int) -> str:
         return os.path.join(self._directory, f"{what}.{number}")
@@ -85,33 +86,50 @@ class Survival:
 
     def record(self, sequence: int, body: bytes, made: dict[int, int]) -> None:
         """A record was applied, and depended on how far these connections' output had got."""
-        self._ledger.add(_pack((RECORD, sequence, body, made)))
+        self._note((RECORD, sequence, body, made))
 
     def accepted(self, connection: Connection) -> None:
         """A connection was accepted; from now on it will not be lost."""
-        self.keeper.keep(f"c{connection.id}", connection.fd)
-        self._ledger.add(_pack((ACCEPTED, connection.id, connection.slot, connection.fd)))
+        self._tell(lambda: self.keeper.keep(f"c{connection.id}", connection.fd))
+        self._note((ACCEPTED, connection.id, connection.slot, connection.fd))
 
     def closed(self, connection: Connection) -> None:
         """A connection is no more; the record of that was noted already."""
         if connection.socket:
-            self.keeper.drop(f"c{connection.id}", connection.fd)
+            self._tell(lambda: self.keeper.drop(f"c{connection.id}", connection.fd))
 
     def learned(self, domid: int, unique_id: int) -> None:
         """A domain has become known."""
-        self._ledger.add(_pack((LEARNED, domid, unique_id)))
+        self._note((LEARNED, domid, unique_id))
 
     def offered(self, domid: int, offer: Offer) -> None:
         """A domain's ring was offered a connection."""
-        self._ledger.add(_pack((OFFERED, domid, *offer)))
+        self._note((OFFERED, domid, *offer))
 
     def bound(self, domid: int, port: int, remote_port: int) -> None:
         """A domain's event channel was bound, or (0) given up."""
-        self._ledger.add(_pack((BOUND, domid, port, remote_port)))
+        self._note((BOUND, domid, port, remote_port))
 
     def hung_up(self, connection: Connection) -> None:
         """State has closed a connection itself."""
-        self._ledger.add(_pack((HUNG_UP, connection.id)))
+        self._note((HUNG_UP, connection.id))
+
+    def _note(self, entry: tuple[Any, ...]) -> None:
+        self._tell(lambda: self._ledger.add(_pack(entry)))
+
+    def _tell(self, act: Callable[[], None]) -> None:
+        """Writes down, or has kept; when that is not possible, State goes on without: dying for it would help nobody."""
+        if self._given_up:
+            return
+        try:
+            act()
+        except OSError as e:
+            self._given_up = True
+            log.error("State would not survive its death from now on: %s", e)
+            try:
+                self.keeper.say("STOPPING=1")
+            except OSError:
+                pass
 
     # ---- checkpoints
 
@@ -122,7 +140,11 @@ class Survival:
             self._clean_up()
         grown = self._ledger.end
         old = time.monotonic() - self._made > IDLE_SECONDS
-        if self._child or (self._has_one and grown < LEDGER_MAX and not (old and grown > LEDGER_IDLE)):
+        if (
+            self._given_up
+            or self._child
+            or (self._has_one and grown < LEDGER_MAX and not (old and grown > LEDGER_IDLE))
+        ):
             return
         self._made = time.monotonic()
         self._has_one = True
@@ -163,6 +185,10 @@ class Survival:
                 if number < newest:
                     os.unlink(self._path(what, number))
 
+    def ready(self) -> None:
+        """State serves: a death before this would have been the fault of what it has read."""
+        self._tell(lambda: self.keeper.say("READY=1"))
+
     def end(self) -> None:
         """State ends in order: nothing of this is needed any more."""
         if self._child:
@@ -170,7 +196,7 @@ class Survival:
             os.waitpid(self._child, 0)
         self._ledger.close()
         forget(self._directory)
-        self.keeper.say("STOPPING=1")
+        self._tell(lambda: self.keeper.say("STOPPING=1"))
 
 
 # ---- reading it back

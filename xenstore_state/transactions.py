@@ -13,6 +13,8 @@ same: creating different children of one parent, or blind writes, never conflict
 Logic and State both run this code on equal trees, so a commit is a small record.  Knows no watches.
 """
 
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any, Final
 
 from protocol.errors import EAGAIN, ENOSPC, StoreError
@@ -221,6 +223,10 @@ class Transaction(View):
             return names
         there = set(names)
         return names + [name for name in below if name not in there]
+
+    def some_children(self, parts: Parts) -> Iterable[bytes]:
+        """Names of children, those that the transaction made first."""
+        return chain(self._below.get(parts, ()), () if self._is_hidden(parts) else super().some_children(parts))
 
     def generation(self, parts: Parts) -> int:
         """A number that changes when the node does, inside this transaction."""

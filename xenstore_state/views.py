@@ -10,6 +10,7 @@ Knows no paths as text and no watches.
 """
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from typing import Final, Protocol
 
 from protocol.errors import EACCES, EINVAL, ENOENT, StoreError
@@ -141,9 +142,8 @@ class View:
     def _may_grow(self, parts: Parts, limits: dict[str, int], acl: Acl, value: bytes, child: bytes = b"") -> None:
         """Whether a node may be written like this, with one more child perhaps.  Raises ENOSPC; then a commit cannot succeed."""
         limit = limits["node-size"]
-        node = self.tree.find(parts)
         names = len(child) + bool(child)
-        for name in (node.children or ()) if node is not None else ():
+        for name in self.some_children(parts):
             if names > limit:
                 break  # enough: a node that large is too large anyway
             names += len(name) + 1
@@ -181,6 +181,11 @@ class View:
     @abstractmethod
     def children(self, parts: Parts) -> list[bytes]:
         """Names of the children of an existing node."""
+
+    def some_children(self, parts: Parts) -> Iterable[bytes]:
+        """Names of children, one by one, for whoever needs no more than enough of them."""
+        node = self.tree.find(parts)
+        return node.children or () if node is not None else ()
 
     @abstractmethod
     def generation(self, parts: Parts) -> int:

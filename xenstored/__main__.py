@@ -129,6 +129,8 @@ def _run(options: Options, hypervisor: Hypervisor | None, pipe: int, made: list[
     if anew and hypervisor is not None:
         hypervisor.begin_anew()
     keeper = Keeper(box, [listener], run_logic, logic_pid_file, limit, hypervisor, survival, recovered)
+    if options.watchdog is not None:
+        keeper.watchdog = options.watchdog
     if recovered is None:
         _configure(keeper, options)
     log.info("serving on %s, at most %d descriptors", options.socket, limit)
@@ -136,7 +138,7 @@ def _run(options: Options, hypervisor: Hypervisor | None, pipe: int, made: list[
     def ready() -> None:
         service.announce(pipe)
         if survival is not None:
-            survival.keeper.say("READY=1")
+            survival.ready()
 
     keeper.run(ready)
 
@@ -210,8 +212,6 @@ def _configure(keeper: Keeper, options: Options) -> None:
     settings = keeper.store.items.settings
     if options.restart is not None:
         settings.insert(POLICY, options.restart)
-    if options.watchdog is not None:
-        keeper.watchdog = options.watchdog
     if options.event_seconds is not None:
         settings.insert(EVENT_TIMEOUT, options.event_seconds)
     if options.trace_file is not None:
