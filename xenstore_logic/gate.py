@@ -51,13 +51,17 @@ class Gate:
         self._rings = rings
         self.held: dict[Channel, float] = {}
         """Guests that are held back, with when to look at them again."""
-        self._credits: dict[Channel, Credit] = {}
+        self._credits: dict[int, Credit] = {}
+        """By domid: a guest that connects anew has what it had."""
         self._warned: dict[tuple[int, str], float] = {}
 
-    def forget(self, channel: Channel) -> None:
+    def drop(self, channel: Channel) -> None:
         """A guest's connection has ended."""
         self.held.pop(channel, None)
-        self._credits.pop(channel, None)
+
+    def forget(self, domid: int) -> None:
+        """A domain is no more."""
+        self._credits.pop(domid, None)
 
     def may_go(self, channel: Channel) -> bool:
         """Whether another request of a guest may be served now."""
@@ -78,7 +82,7 @@ class Gate:
         soft = quotas["soft-memory"]
         if soft and used >= soft:
             self._say(by.domid, "soft", "domain %d uses %d bytes, more than its soft quota of %d", by.domid, used, soft)
-        credit = self._credits.get(channel)
+        credit = self._credits.get(by.domid)
         if credit is not None and not self._refill(credit):
             self._say(by.domid, "rate", "domain %d writes too fast while others have transactions open", by.domid)
             self.held[channel] = time.monotonic() - credit.amount / self._rate()
@@ -110,7 +114,7 @@ class Gate:
         open_ones = len(self._core.store.items.transactions) - len(channel.connection.transactions)
         if open_ones <= 0 or not (kind == COMMIT or (kind in CHANGES_TREE and not arguments[0])):
             return
-        credit = self._credits.setdefault(channel, Credit())
+        credit = self._credits.setdefault(channel.connection.domid, Credit())
         self._refill(credit)
         credit.amount -= 1
 

@@ -60,7 +60,7 @@ class PinnedTurns:
         self._synchronize()
         loop.flush()
         if rings is not None:
-            rings.unmask_only(channel, len(self._kicked))
+            rings.unmask_only(channel, [c for c, _ in alone if c in self._kicked])
         return True
 
     def _has_something(self, channel: Channel) -> bool:

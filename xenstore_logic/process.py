@@ -64,20 +64,24 @@ def run_logic(inheritance: Inheritance) -> int:
         Rings(loop, host, inheritance.box).listen()
     core.history, core.guarded = inheritance.history, inheritance.guarded
     loop.punish(inheritance.penalties)
-    loop.recover(inheritance.last)
     policy = read_policy(core)
-    if policy.alone:
-        return _serve_alone(loop, inheritance.line, guests_only=policy.alone == "guests")
-    return Guest(loop).run()
+    turns = _pinned_turns(loop, inheritance.line, policy) if policy.alone else None
+    loop.recover(inheritance.last)
+    return _serve_alone(loop, turns) if turns is not None else Guest(loop).run()
 
 
-def _serve_alone(loop: Loop, line: Line, *, guests_only: bool) -> int:
-    """Serves somebody alone, without trio: nothing here lives long enough for it.  The exit status."""
+def _pinned_turns(loop: Loop, line: Line, policy: Policy) -> PinnedTurns:
+    """To be made before anything else is done: no byte may be looked at that was not asked for."""
 
     def ask(question: Question, number: int = 0) -> None:
         line.ask(QUESTION.pack(question, number, 0))
 
-    turns = PinnedTurns(loop, lambda by: ask(Question.PIN, by.id), lambda: ask(Question.SYNC), guests_only=guests_only)
+    guests_only = policy.alone == "guests"
+    return PinnedTurns(loop, lambda by: ask(Question.PIN, by.id), lambda: ask(Question.SYNC), guests_only=guests_only)
+
+
+def _serve_alone(loop: Loop, turns: PinnedTurns) -> int:
+    """Serves somebody alone, without trio: nothing here lives long enough for it.  The exit status."""
     text = loop.core.store.items.settings.get(POLICY)
     while not turns.turn():
         if loop.core.retiring or loop.core.store.items.settings.get(POLICY) is not text:

@@ -143,7 +143,7 @@ class Rings:
         if channel is not None:
             if self._by_port.get(by.port) is channel:
                 del self._by_port[by.port]
-            self.gate.forget(channel)
+            self.gate.drop(channel)
             for table in (self._expiring, self._kick_at):
                 table.pop(channel, None)
         elif self._sleeping.get(by.port) is by:
@@ -156,6 +156,7 @@ class Rings:
     def forget(self, domid: int) -> None:
         """A domain is no more."""
         self._renewed.pop(domid, None)
+        self.gate.forget(domid)
         self._host.unmap(domid)
 
     def _show_error(self, domid: int, error: int) -> None:
@@ -192,6 +193,8 @@ class Rings:
 
     def _on_events(self) -> None:
         if self.taken:  # of the Logic before: what stands in the buffer must not be lost to what comes
+            if self.kick != self.look_into:
+                return  # somebody has taken it on himself to look at them one by one
             self._loop.flush()
             self.unmask()
         self._hypervisor.receive(self._events)
@@ -215,15 +218,14 @@ class Rings:
         self.taken = []
         self._events[:] = _NO_EVENTS
 
-    def unmask_only(self, channel: Channel, kicked: int) -> None:
-        """The same for one ring, when it was served alone; events of others are left for the next Logic."""
+    def unmask_only(self, channel: Channel, waiting: list[Channel]) -> None:
+        """The same when one connection was served alone: events of rings that wait are left for the next Logic."""
         port = channel.connection.port
-        if kicked <= 1 or port not in self.taken:
-            if kicked <= 1:
-                self.unmask()
-            return
-        self._hypervisor.unmask([port])
-        self._hypervisor.forget(self._events, port)
+        if all(ring is channel for ring in waiting):
+            self.unmask()
+        elif port in self.taken:
+            self._hypervisor.unmask([port])
+            self._hypervisor.forget(self._events, port)
 
     def _mapped(self, channel: Channel) -> RingPage | None:
         lane = channel.ring

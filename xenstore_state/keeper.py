@@ -191,6 +191,7 @@ class Keeper:
             self._epoll.register(fd, select.EPOLLIN)
         if self._registrar is not None and not self._repeated:
             self._registrar.begin()
+        self._write_down()
         self._fork()
         self._tell_all()
         ready()

@@ -147,7 +147,7 @@ class Survival:
         ):
             return
         self._made = time.monotonic()
-        self._has_one = True
+        first, self._has_one = not self._has_one, True
         self._number += 1
         self._ledger.close()
         self._ledger = Ledger(self._path("ledger", self._number))
@@ -159,6 +159,9 @@ class Survival:
             "bound": bound,
             "next_id": max(next_id + 1, self.next_id),
         }
+        if first:  # nothing is known yet, and before this is there, nobody may be told anything
+            self._tell(lambda: checkpoint.write(self._path("checkpoint", self._number), store, sequence, more))
+            return
         self._child = os.fork()
         if not self._child:
             self._write(store, sequence, more)
