@@ -38,8 +38,13 @@ def start() -> socket.socket:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     life_read, life_write = os.pipe2(os.O_CLOEXEC)
     if not os.fork():
-        os.close(life_write)
-        Guardian(theirs, ours, life_read).run()
+        try:
+            os.close(life_write)
+            Guardian(theirs, ours, life_read).run()
+        except BaseException:
+            log.exception("the guardian fails")
+        finally:
+            os._exit(1)
     theirs.close()
     os.close(life_read)
     return ours

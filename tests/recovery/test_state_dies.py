@@ -63,11 +63,12 @@ def alive(pid: int) -> bool:
 
 
 def state_pid(daemon: OurDaemon) -> int:
-    """The parent of the running Logic."""
+    """The parent of the running Logic.  (That of one which has just lost its State is the guardian.)"""
     while True:
         with suppress(FileNotFoundError, ProcessLookupError):
             parent = int(Path(f"/proc/{logic_pid(daemon)}/stat").read_text().rpartition(")")[2].split()[1])
-            if parent > 1 and parent in session_members(daemon.pid):
+            is_guardian = Path(f"/proc/{parent}/comm").read_text() == "xenstore-guard\n"
+            if parent > 1 and not is_guardian and parent in session_members(daemon.pid):
                 return parent
         time.sleep(0.002)
 
