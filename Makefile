@@ -4,6 +4,7 @@
 # test-restarts  conformance, clients and guests while Logic is restarted every 50 ms, and for every request
 # lint  formatting, lint rules and types
 # bench this daemon, C xenstored and oxenstored side by side
+# bench-restart  what a restart costs, beside live updates of C xenstored and oxenstored (BENCH=--quick: about a minute)
 # clean everything that these targets made
 
 # Debian's own Python where it will do: it is built for speed, which matters to a daemon.
@@ -12,8 +13,9 @@ PYTHON ?= $(shell for p in /usr/bin/python3 python3; do \
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.stamp
+PLOTS := $(VENV)/.plots
 
-.PHONY: run test test-xen test-restarts lint format bench clean
+.PHONY: run test test-xen test-restarts lint format bench bench-restart clean
 .DEFAULT_GOAL := test
 
 ifeq ($(PYTHON),)
@@ -23,6 +25,10 @@ endif
 $(STAMP): pyproject.toml setup.py constraints.txt recovery_box/_lanes.c
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	touch $@
+
+$(PLOTS): $(STAMP)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	touch $@
 
 run: $(STAMP)
@@ -50,6 +56,9 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(PY) -m bench $(BENCH)
+
+bench-restart: $(PLOTS)
+	$(PY) -m bench.restart $(BENCH)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

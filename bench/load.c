@@ -7,7 +7,7 @@
  * standard output. What a set-up command makes (idle connections, watches, nodes, domains) stays until the program ends.
  *
  *   pids PID...                 whose CPU time is counted from here on: all processes of the daemon
- *   idle TOTAL                  opens idle connections until there are TOTAL
+ *   idle TOTAL                  opens or closes idle connections until there are TOTAL
  *   watches TOTAL PER           registers watches on unrelated paths until there are TOTAL, PER on each connection
  *   fill TOTAL                  writes 32-byte nodes until there are TOTAL
  *   domains TOTAL               introduces domains that do nothing until there are TOTAL
@@ -17,6 +17,7 @@
  *   transaction WRITES SECS     start, that many writes to existing nodes, commit
  *   parallel CONNECTIONS SECS   reads, one in flight on each connection
  *   fanout WATCHERS SECS        one write until the last of that many connections has its event
+ *   gaps SECS                   reads and writes in turn; the longest wait.  SIGUSR1 ends it sooner
  *   children COUNT              creates children of one node, then removes it
  *   devices COUNT absent|present   interleaved transactions that each create a virtual disk's keys
  *   ring read|write SECS        round trips of the first guest
@@ -36,6 +37,7 @@
 #include <unistd.h>
 
 #include "domains.h"
+#include "gaps.h"
 #include "guests.h"
 #include "measure.h"
 #include "wire.h"
@@ -44,6 +46,7 @@
 #define CHILD_VALUE_BYTES 8
 #define MAX_TRANSACTION_WRITES 10
 #define MAX_WORDS 100
+#define MAX_IDLE 16384
 #define READ_PATH "/bench/r"
 #define WRITE_PATH "/bench/w"
 
@@ -107,11 +110,15 @@ static void measure_transaction(char **words)
 static void set_up_idle(char **words)
 {
     int total = atoi(words[0]);
-    static int have;
+    static int fds[MAX_IDLE], have;
 
+    if (total > MAX_IDLE)
+        fatal("%d idle connections", total);
     for (; have < total; have++)
-        wire_connect_fd(socket_path);
-    settle(); /* accepting them is no part of what follows */
+        fds[have] = wire_connect_fd(socket_path);
+    for (; have > total; have--)
+        close(fds[have - 1]);
+    settle(); /* accepting and closing them is no part of what follows */
 }
 
 static void set_up_watches(char **words)
@@ -358,6 +365,13 @@ static void run_session(char **words)
     measure("session", session, &request, atof(words[0]));
 }
 
+static void run_gaps(char **words)
+{
+    struct request reading = read_request(READ_PATH), writing = write_request(WRITE_PATH, VALUE_BYTES);
+
+    measure_gaps(client, &reading, &writing, atof(words[0]));
+}
+
 static void run_ring(char **words)
 {
     measure_ring(!strcmp(words[0], "write"), atof(words[1]));
@@ -399,6 +413,7 @@ static const struct command {
     {"fanout", 2, 0, measure_fan_out},
     {"children", 1, 0, measure_children},
     {"devices", 2, 0, measure_devices},
+    {"gaps", 1, 0, run_gaps},
     {"ring", 2, 0, run_ring},
     {"rings", 2, 0, run_rings},
     {"introduce", 1, 0, run_introduce},
@@ -467,6 +482,7 @@ int main(int argc, char **argv)
     socket_path = argv[1];
     xen_use(argv[2]);
     raise_descriptor_limit();
+    gaps_begin();
     client = wire_connect(socket_path);
     make_nodes();
     while (fgets(line, sizeof(line), stdin)) {

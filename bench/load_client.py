@@ -9,6 +9,7 @@ Does not know: what the commands mean.
 import json
 import os
 import select
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -45,12 +46,24 @@ class LoadClient:
 
     def command(self, line: str, deadline: float) -> Answer:
         """Runs one command; `deadline` is in seconds from now. Raises LoadFailed."""
+        self.begin(line)
+        return self.finish(line, deadline)
+
+    def interrupt(self) -> None:
+        """Has the command that runs end soon, if it is one that can."""
+        self._process.send_signal(signal.SIGUSR1)
+
+    def begin(self, line: str) -> None:
+        """Starts one command."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(line.encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # its last words are still to be read
+
+    def finish(self, line: str, deadline: float) -> Answer:
+        """Waits for the answer to the command that was begun; `deadline` is in seconds from now. Raises LoadFailed."""
         answer: Answer = json.loads(self._line(line, time.monotonic() + deadline))
         if "error" in answer:
             raise LoadFailed(f"{line}: {answer['error']}")
