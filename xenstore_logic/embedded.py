@@ -70,6 +70,7 @@ class Embedded:
                 put(core.events)
                 output[connection] = output.get(connection, b"") + reply
                 put(core.late_events)
+            self.store.tree.bound_digest()
         except FramingViolation:
             self.disconnect(connection)
             return Turn(effects, output, closed=True)

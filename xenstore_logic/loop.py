@@ -32,7 +32,7 @@ from xenstore_logic.channels import Channel
 from xenstore_logic.core import Core, Performed
 from xenstore_logic.host import Later
 from xenstore_logic.rings import Rings
-from xenstore_state.effects import CHANGES_CONNECTIONS, CLOSE, ENDS_DOMAIN, NOTHING
+from xenstore_state.effects import CHANGES_CONNECTIONS, CLOSE, DIGEST, ENDS_DOMAIN, NOTHING
 from xenstore_state.records import Output, Record, encode
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,8 @@ _GONE: Final = select.EPOLLHUP | select.EPOLLERR
 DOES_NOT_READ: Final = "does not read what it is sent"
 BEAT_SECONDS: Final = 0.5
 """Longest time between two turns."""
+DIGEST_EVERY: Final = 1000
+"""Changes of the tree after which its digest is published."""
 _CROWDED: Final = REGION_SIZE - MESSAGE_MAX
 """With more unsent output than this, the next reply might not fit."""
 _EINVAL: Final = StoreError("EINVAL").payload
@@ -83,6 +85,11 @@ class Loop:
         """Requests handled."""
         self.rings: Rings | None = None
         """None without a hypervisor."""
+        self._digest_at = self._next_digest()
+
+    def _next_digest(self) -> int:
+        """The generation at which the next digest of the tree is due, whichever Logic gets there."""
+        return (self.core.store.tree.generation // DIGEST_EVERY + 1) * DIGEST_EVERY
 
     # ---- wiring
 
@@ -509,6 +516,11 @@ class Loop:
 
     def flush(self) -> None:
         """Sends what was made.  Who cannot take it all is waited for."""
+        core = self.core
+        if core.store.tree.generation >= self._digest_at:
+            self._digest_at = self._next_digest()
+            digest = core.store.tree.digest()
+            self.for_the_house(partial(core.perform, DIGEST, core.store.house, digest))
         dirty, self._dirty = self._dirty, {}
         for channel in dirty:
             by, lane = channel.connection, channel.lane

@@ -24,6 +24,7 @@ from xenstore_logic.loop import BEAT_SECONDS, Loop
 from xenstore_logic.pinned import PinnedTurns
 from xenstore_logic.requests import HANDLERS
 from xenstore_logic.rings import Rings
+from xenstore_state import divergence
 from xenstore_state.domains import PRIVILEGED
 from xenstore_state.keeper import Inheritance
 from xenstore_state.registrar import QUESTION, Question
@@ -41,6 +42,7 @@ _libc: Final = ctypes.CDLL(None)
 def run_logic(inheritance: Inheritance) -> int:
     """Runs Logic until it is told to end, or retires.  To be called in a fresh fork of State.  The exit status."""
     _settle_in()
+    signal.signal(signal.SIGUSR2, lambda *_: _write_down_and_end(inheritance))
     host = None
     if inheritance.hypervisor is not None:
         inheritance.hypervisor.in_logic()
@@ -93,6 +95,14 @@ def read_policy(core: Core) -> Policy:
     """When Logic is to restart on purpose."""
     text = core.store.items.settings.get(POLICY)
     return Policy.parse(str(text)) if text else Policy()
+
+
+def _write_down_and_end(inheritance: Inheritance) -> None:
+    """State has found that its tree is another one."""
+    try:
+        divergence.dump(inheritance.store.tree, inheritance.dump_path)
+    finally:
+        os._exit(1)
 
 
 def _settle_in() -> None:

@@ -198,6 +198,7 @@ def _restore_tree(tree: Tree, parts: Any) -> None:
         tree.set_acl(special, acl, generation, (b"", name))
         special.value = value
     tree.generation = parts["generation"]
+    tree.begin_digest()
 
 
 def _restore_transaction(store: Store, by: Connection, kept: dict[str, Any]) -> None:

@@ -53,6 +53,7 @@ SCANNED: Final = 28
 RESTART: Final = 29
 SNAPSHOT: Final = 30
 ROLLBACK: Final = 31
+DIGEST: Final = 32
 
 GLOBAL: Final = -1
 """In place of a domid: the global quotas, which new domains copy."""
@@ -283,6 +284,18 @@ def rollback(store: Store, by: Connection, name: str) -> list[Fired]:
     return snapshots.go_back(store.tree, store.domains, copy)
 
 
+class Diverged(Exception):
+    """The tree is not what it is elsewhere."""
+
+
+def digest(store: Store, by: Connection, value: int) -> None:
+    """The tree has this digest.  Raises `Diverged` if it has another one."""
+    if by is not store.house:
+        raise EINVAL
+    if not store.tree.same(value):
+        raise Diverged
+
+
 def nothing(store: Store, by: Connection) -> None:
     """Output alone."""
 
@@ -333,6 +346,7 @@ EFFECTS: Final = {
     RESTART: Effect((), restart),
     SNAPSHOT: Effect((str,), snapshot),
     ROLLBACK: Effect((str,), rollback),
+    DIGEST: Effect((int,), digest),
 }
 
 PERFORM: Final = {kind: effect.perform for kind, effect in EFFECTS.items()}

@@ -24,7 +24,8 @@ from recovery_box.items import Connection, ItemError
 from recovery_box.journal import Consumer, JournalCorrupt, Producer
 from recovery_box.lanes import output_made
 from recovery_box.line import Line
-from xenstore_state.effects import ABOUT_RING, CLOSE, ENDS_DOMAIN, GONE, RESTART
+from xenstore_state import divergence
+from xenstore_state.effects import ABOUT_RING, CLOSE, DIGEST, ENDS_DOMAIN, GONE, RESTART, Diverged
 from xenstore_state.hypervisor import Hypervisor
 from xenstore_state.reception import Reception
 from xenstore_state.records import Applier, BadRecord, Record, decode
@@ -51,6 +52,8 @@ WATCHDOG: Final = 2.0
 NODES_FOR_ANOTHER: Final = 250_000
 """With so many nodes Logic gets the same time once more: one request may remove them all."""
 FORK_AGAIN: Final = 0.1
+DUMP_SECONDS: Final = 3.0
+"""How long a Logic may take to write down the tree it had, when that was not State's."""
 _SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1})
 
 
@@ -76,6 +79,8 @@ class Inheritance:
     """Somebody starts State again when it ends."""
     history: str
     """What an operator is told of restarts."""
+    dump_path: str
+    """Where Logic writes its tree when SIGUSR2 asks for it: State has another one."""
     bell: int
 
     def producer(self) -> Producer:
@@ -324,6 +329,7 @@ class Keeper:
             self._restarts.penalties(),
             self._survival is not None,
             self._restarts.report(),
+            self._beside(divergence.LOGICS),
             self._bell,
         )
         self._started = time.monotonic()
@@ -460,7 +466,26 @@ class Keeper:
                     break
         except (JournalCorrupt, BadRecord) as e:
             self._distrust(str(e))
+        except Diverged:
+            self._write_both_down()
+            self._distrust("the digest of its tree is another one")
+        self.store.tree.bound_digest()
         return True
+
+    def _beside(self, name: str) -> str:
+        """A file in the run directory."""
+        return os.path.join(os.path.dirname(self._logic_pid_file), name)
+
+    def _write_both_down(self) -> None:
+        """Logic has another tree: somebody will want to know how they differ.  State's is the one that counts."""
+        ours, theirs = self._beside(divergence.STATES), self._beside(divergence.LOGICS)
+        log.error("Logic's tree is not State's: Logic is replaced; the trees are written to %s and %s", ours, theirs)
+        divergence.dump_aside(self.store.tree, ours)
+        self._signal_logic(signal.SIGUSR2)
+        waiting = select.poll()
+        if self._logic_pid:
+            waiting.register(self._logic_fd, select.POLLIN)
+            waiting.poll(DUMP_SECONDS * 1000)
 
     def _distrust(self, why: str) -> None:
         """A record cannot be true: it and all later ones are void, and Logic with them."""
@@ -539,8 +564,8 @@ class Keeper:
         own_ring = pinned is not None and record.kind in ABOUT_RING and record.arguments[:1] == (pinned.domid,)
         actor = self.store.connection(record.connection)
         overflowed = record.kind == CLOSE and actor is not None and actor.overflowed
-        gone = record.kind == GONE and record.connection == self.store.house.id  # State knows whether that is true
-        if record.connection != self._pinned and not (own_ring or overflowed or gone):
+        known = record.kind in {GONE, DIGEST} and record.connection == self.store.house.id  # State knows what is true
+        if record.connection != self._pinned and not (own_ring or overflowed or known):
             raise BadRecord(f"connection {self._pinned} is pinned, and this acts for connection {record.connection}")
 
     def _tell(self, news: bytes) -> None:

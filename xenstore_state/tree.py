@@ -11,10 +11,18 @@ a conflict.  Nothing here recurses.
 
 Kept along: how many nodes each domain owns, how many bytes of nodes each unprivileged domain is charged with, and which
 nodes' permission lists name it (an index that may hold more than that, never less).  Knows no rights, quotas or watches.
+
+And a digest of all changes, by which two copies of a tree can be compared: each change notes what it touched, and `digest`
+folds what these have become into the digest so far.  So a change costs an addition to a list, and a digest costs as much as
+changed since the last one.  Two copies to which the same was done in the same order have equal digests; a value, name or
+permission list that differs shows.
 """
 
 from collections.abc import Iterator
 from typing import Final
+from zlib import crc32
+
+from msgpack import packb
 
 from xenstore_state.access import IGNORED, Acl, names
 from xenstore_state.quotas import NODE_ENTRY, NODE_HEADER
@@ -23,6 +31,8 @@ IMAGES_MAX: Final = 200_000
 """Before-images an epoch may hold."""
 IMAGES_BYTES: Final = 4 << 20
 """Bytes of names and values that they may hold."""
+TOUCHED_MAX: Final = 1 << 20
+"""Changes that are remembered for the next digest."""
 UNCHARGED: Final = 0
 """The domain whose nodes are not charged or indexed: the privileged one, which never ends."""
 _INDEX_MIN: Final = 1024
@@ -83,6 +93,11 @@ class Tree:
         self._overgrown: set[int] = set()
         """Domains whose index is to be looked through, once nothing can be rolled back any more."""
         self._epochs: list[_Epoch] = []
+        self._touched: list[Node] = []
+        """Nodes whose value was set since the last digest."""
+        self._made: list[object] = []
+        """Where nodes were made or removed since then, and permission lists that were given."""
+        self._digest: int | None = 0
 
     @property
     def size(self) -> int:
@@ -116,6 +131,7 @@ class Tree:
         if owner != UNCHARGED:
             self._account(owner, 0, len(value) - len(node.value))
         node.value = value
+        self._touched.append(node)
         node.generation = self.generation = generation
 
     def set_acl(self, node: Node, acl: Acl, generation: int, parts: Parts) -> None:
@@ -129,6 +145,7 @@ class Tree:
             node.acl = acl
             self._account(after, 1, _charge(node, length) if after != UNCHARGED else 0)
         node.acl = acl
+        self._made += (parts, acl)
         self._index(parts, acl)
         node.generation = self.generation = generation
 
@@ -142,6 +159,8 @@ class Tree:
         if parent.children is None:
             parent.children = {}
         parent.children[name] = child
+        self._made += (parts, acl)
+        self._touched.append(child)
         parent.generation = self.generation = generation
         owner, above = acl[0][1], parent.acl[0][1]
         self._account(owner, 1, _charge(child, _path_length(parts)) if owner != UNCHARGED else 0)
@@ -160,6 +179,7 @@ class Tree:
             self._note(parent, _FIELDS, (parent.value, parent.acl, parent.generation))
             self._note(parent, name, child)
         del children[name]
+        self._made.append(parts)
         if not children:
             parent.children = None
         parent.generation = self.generation = generation
@@ -188,6 +208,36 @@ class Tree:
                 table[domid] = value
             else:
                 table.pop(domid, None)
+
+    # ---- the digest
+
+    def digest(self) -> int:
+        """The digest of all changes up to now."""
+        if self._touched or self._made or self._digest is None:
+            changes = packb(([node.value for node in self._touched], self._made))
+            self._digest = crc32(changes, self._digest or 0)
+            self._touched.clear()
+            self._made.clear()
+        return self._digest
+
+    def same(self, digest: int) -> bool:
+        """Whether a copy with this digest is equal, as far as digests tell.  One that was given up is taken on trust."""
+        if self._digest is not None:
+            return self.digest() == digest
+        self.begin_digest()
+        self._digest = digest
+        return True
+
+    def begin_digest(self) -> None:
+        """What the digest was is not known; the next one that is compared will be believed."""
+        self._digest = None
+        self._touched.clear()
+        self._made.clear()
+
+    def bound_digest(self) -> None:
+        """Gives the digest up if nobody has asked for it for so long that remembering all changes would cost too much."""
+        if len(self._touched) + len(self._made) > TOUCHED_MAX:
+            self.begin_digest()
 
     # ---- which nodes name a domain
 
