@@ -22,6 +22,8 @@ from xenstore_state.hypervisor import PAGE_SIZE, DomainFacts
 _EVENT: Final = struct.Struct("=II")
 _VIRQ_SENDER: Final = 0xFFFFFFFF
 _VIRQ_DOM_EXC: Final = 3
+_TAKEN_BYTES: Final = 32 * _EVENT.size
+"""Of events taken at once."""
 _DOMAIN_PORT: Final = 1
 _SO_SNDBUFFORCE: Final = 32
 _EVENTS_BYTES: Final = 64 << 20
@@ -165,20 +167,27 @@ class SimulatedXen:
                 pass  # the view that map_ring returned is released with its last user
 
     def receive(self, into: memoryview) -> None:
-        """Takes one event: others make the descriptor readable again."""
+        """Takes what is there, each event straight into the buffer.
+
+        The socket holds a few datagrams only, and a domain that finds it full may not ask twice: one event in each turn
+        would let a busy domain keep others from being noticed.
+        """
         try:
-            os.readv(self.event_fd, [into[: _EVENT.size]])
+            for start in range(0, _TAKEN_BYTES, _EVENT.size):
+                os.readv(self.event_fd, [into[start : start + _EVENT.size]])
         except BlockingIOError:
             pass
 
     def ports(self, received: memoryview) -> list[int]:
-        """The port that was taken."""
-        port = self._by_event.get(_EVENT.unpack_from(received))
-        return [port] if port is not None else []
+        """The ports that were taken."""
+        known = self._by_event
+        return list({known[event]: None for event in _EVENT.iter_unpack(received[:_TAKEN_BYTES]) if event in known})
 
     def forget(self, received: memoryview, port: int) -> None:
-        """There is only one."""
-        received[: _EVENT.size] = bytes(_EVENT.size)
+        """Takes one port out of what `receive` took, and leaves the others."""
+        for start in range(0, _TAKEN_BYTES, _EVENT.size):
+            if self._by_event.get(_EVENT.unpack_from(received, start)) == port:
+                received[start : start + _EVENT.size] = bytes(_EVENT.size)
 
     def unmask(self, ports: list[int]) -> None:
         """Nothing is masked here."""
