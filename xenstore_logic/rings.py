@@ -176,6 +176,8 @@ class Rings:
     def recover(self) -> None:
         """Continues for a Logic that died."""
         for connection in self._interrupted:
+            if connection.closed:  # by what stood in another of these rings
+                continue
             channel = self._loop.channel(connection)
             if channel.ring is not None and channel.ring.stage < _IN_SERVICE:
                 self.open(channel)
@@ -240,6 +242,8 @@ class Rings:
 
     def has_requests(self, channel: Channel) -> bool:
         """Whether a ring's guest wants something, by its indices alone.  If not, it has taken output: more is sent."""
+        if channel.connection.closed:
+            return False
         lane, page = channel.ring, self._mapped(channel)
         if lane is None or page is None:
             return False
@@ -354,8 +358,8 @@ class Rings:
         self._deal_with_news()
         now = time.monotonic()
         for channel in [c for c, at in self._kick_at.items() if at <= now]:
-            del self._kick_at[channel]
-            self.kick(channel)
+            if self._kick_at.pop(channel, None) is not None:  # else it ended while another was looked at
+                self.kick(channel)
         for channel in [c for c, at in self.gate.held.items() if at <= now]:
             del self.gate.held[channel]
             self._loop.look_at(channel)

@@ -47,6 +47,7 @@ from xenstore_logic.host import XenHost
 from xenstore_logic.loop import Loop
 from xenstore_logic.requests import HANDLERS
 from xenstore_logic.rings import Rings
+from xenstore_state.domains import PRIVILEGED
 from xenstore_state.effects import ENDS_DOMAIN
 from xenstore_state.records import Applier
 from xenstore_state.registrar import Registrar
@@ -725,3 +726,61 @@ def test_a_ring_with_an_error_is_left_alone_and_an_introduction_revives_it(world
     guest.looks()
     assert guest.words[ERROR] == 0
     assert guest.does((Op.WRITE, b"a\0b"), (Op.READ, b"a\0")) == [OK, b"b"]
+
+
+# ---- connections that end while others are being dealt with
+
+
+def test_a_ring_may_release_a_domain_whose_ring_is_to_be_looked_at_next(world: World) -> None:
+    """Both were introduced in this turn, and domain 0 is quick."""
+    world.guest(5)
+    dom0 = Guest(world, PRIVILEGED, 2)
+
+    def releases(domid: int, index: int, value: int) -> None:
+        if domid == PRIVILEGED and index == CONNECTION:
+            dom0.sends((Op.RELEASE, b"5\0"))
+
+    world.xen.on_store = releases
+    introductions = (Op.INTRODUCE, b"0\0000\0002\0"), (Op.INTRODUCE, b"5\0000\0007\0")
+    world.toolstack.sock.send(world.toolstack.encoded(*introductions))
+    world.settle()
+    world.toolstack.looks()
+    assert [m.payload for m in world.toolstack.take()] == [OK, OK]
+    dom0.looks()
+    assert [m.payload for m in dom0.take()] == [OK]
+    assert world.toolstack.does(Op.IS_DOMAIN_INTRODUCED, b"5\0") == b"F\0"
+
+
+def test_a_ring_that_ended_in_the_same_turn_has_no_requests(world: World) -> None:
+    world.introduced(5)
+    ring = world.core.store.domains.known.find(5).connection
+    assert ring is not None
+    channel = world.loop.channel(ring)
+    assert world.toolstack.does(Op.RELEASE, b"5\0") == OK
+    assert not world.rings.has_requests(channel)
+
+
+def test_rings_that_a_dead_logic_left_half_done_may_end_each_other(world: World) -> None:
+    """Domain 0's ring was being written when Logic died, and what stands in it releases another such ring's domain."""
+    world.guest(5)
+    dom0 = Guest(world, PRIVILEGED, 2)
+    assert world.toolstack.does(Op.INTRODUCE, b"0\0000\0002\0") == OK
+    dom0.looks()
+    world.toolstack.sends(Op.INTRODUCE, b"5\0000\0007\0")
+    world.xen.on_store = lambda domid, index, value: dies_if(domid == 5)
+
+    def dies_if(now: bool) -> None:
+        if now:
+            world.xen.on_store = lambda domid, index, value: None
+            dom0.sends((Op.RELEASE, b"5\0"))
+            ring = world.store.domains.known.find(PRIVILEGED).connection
+            assert ring is not None
+            world.box.words[W_RING] = ring.slot + 1
+            raise Died
+
+    world.settle()
+    world.toolstack.looks()
+    assert [m.payload for m in world.toolstack.take()] == [OK]
+    dom0.looks()
+    assert [m.payload for m in dom0.take()] == [OK]
+    assert world.toolstack.does(Op.IS_DOMAIN_INTRODUCED, b"5\0") == b"F\0"
