@@ -423,9 +423,10 @@ class Loop:
 
     def _link(self, cause: tuple[int, int], events: int) -> None:
         """A guest's request has caused events that wait elsewhere."""
-        by = self._channels.get(cause[0])
-        if by is not None and by.bound:
-            by.linked[cause[1]] = by.linked.get(cause[1], 0) + events
+        by = self.core.store.items.connections.get(cause[0])
+        if by is not None and by.subject.quotas is not None:
+            linked = self.channel(by).linked
+            linked[cause[1]] = linked.get(cause[1], 0) + events
 
     def unlink(self, chunks: list[Chunk]) -> None:
         """Output that waited has moved on, or was dropped: who caused it may have been waiting for that."""

@@ -728,6 +728,23 @@ def test_a_ring_with_an_error_is_left_alone_and_an_introduction_revives_it(world
     assert guest.does((Op.WRITE, b"a\0b"), (Op.READ, b"a\0")) == [OK, b"b"]
 
 
+def test_requests_whose_events_others_do_not_read_stay_outstanding_when_logic_dies(world: World) -> None:
+    busy, deaf = world.introduced(5), world.introduced(6, port=9)
+    assert world.toolstack.does(Op.SET_PERMS, strings(b"/local/domain/5", b"n5", b"r6")) == OK
+    deaf.sends((Op.WATCH, strings(b"/local/domain/5", b"t" * 900)))  # one such event fills its ring
+    world.settle()
+    for round_ in range(3):
+        busy.sends(*[(Op.WRITE, b"n%d-%d\0" % (round_, k)) for k in range(15)])
+        world.settle()
+        busy.looks()
+        assert world.toolstack.does(Op.WRITE, b"/tool\0") == OK  # the last record is not about them
+        world.dies()
+        world.settle()
+        busy.looks()
+    made = world.toolstack.does(Op.DIRECTORY, b"/local/domain/5\0").count(b"\0")
+    assert made == 1 + world.store.domains.quotas["outstanding"]  # the first event is on its way
+
+
 # ---- connections that end while others are being dealt with
 
 
