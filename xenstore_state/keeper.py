@@ -27,6 +27,7 @@ from recovery_box.line import Line
 from xenstore_state import divergence
 from xenstore_state.effects import ABOUT_RING, CLOSE, DIGEST, ENDS_DOMAIN, GONE, RESTART, Diverged
 from xenstore_state.hypervisor import Hypervisor
+from xenstore_state.pulse import Pulse
 from xenstore_state.reception import Reception
 from xenstore_state.records import Applier, BadRecord, Record, decode
 from xenstore_state.registrar import ANSWER, QUESTION, Answer, Question, Registrar, Status
@@ -157,8 +158,7 @@ class Keeper:
         self._hung = self._distrusted = False
         self._pinned = 0
         """The connection for which alone this Logic may act; 0 for all."""
-        self._beat = 0
-        self._beat_seen = 0.0
+        self._pulse = Pulse()
         self.watchdog = WATCHDOG
         self._logic_pid = 0
         self._logic_fd = -1
@@ -345,6 +345,7 @@ class Keeper:
         self._epoll.register(self._line.question_fd, select.EPOLLIN)
         self._epoll.register(self._line.telling_fd, 0)
         self._logic_fd = os.pidfd_open(self._logic_pid)
+        self._pulse.begin(time.monotonic())
         self._epoll.register(self._logic_fd, select.EPOLLIN)
         self._write_pid()
 
@@ -431,13 +432,10 @@ class Keeper:
 
     def _watch_over_logic(self) -> None:
         """Kills a Logic that makes no more turns: a hang is a death."""
-        beat, now = self.box.words[W_BEAT], time.monotonic()
-        if beat != self._beat or not self._logic_pid:
-            self._beat, self._beat_seen = beat, now
-            return
+        still = self._pulse.still(self.box.words[W_BEAT], time.monotonic())
         limit = self.watchdog * (1 + self.store.tree.size / NODES_FOR_ANOTHER)
-        if self.watchdog and now - max(self._beat_seen, self._started) > limit and not self._hung:
-            log.error("Logic %d has not moved for %.1f s and is killed", self._logic_pid, now - self._beat_seen)
+        if self.watchdog and still > limit and self._logic_pid and not self._hung:
+            log.error("Logic %d has not moved for %.1f s and is killed", self._logic_pid, still)
             self._hung = True
             self._signal_logic(signal.SIGKILL)
 

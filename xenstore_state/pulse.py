@@ -1,0 +1,33 @@
+"""The pulse: whether Logic still moves.
+
+Logic counts its turns in shared memory; whoever watches it looks at that count every now and then.  Only time in which the
+watcher itself got to look is held against Logic: on a host that is short of processor time both stand still, and that is no
+hang.  Knows no processes and no clock.
+"""
+
+from typing import Final
+
+LOOK_MAX: Final = 1.5
+"""Longest time between two looks that counts, in seconds; the watcher means to look once a second."""
+
+
+class Pulse:
+    """Of one Logic after another."""
+
+    def __init__(self) -> None:
+        self._beat = -1
+        self._looked = 0.0
+        self._still = 0.0
+
+    def begin(self, now: float) -> None:
+        """Another Logic begins."""
+        self._looked, self._still = now, 0.0
+
+    def still(self, beat: int, now: float) -> float:
+        """For how many seconds it has not moved, as far as that counts: `beat` is its count of turns `now`."""
+        if beat != self._beat:
+            self._beat, self._still = beat, 0.0
+        else:
+            self._still += min(now - self._looked, LOOK_MAX)
+        self._looked = now
+        return self._still
