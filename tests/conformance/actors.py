@@ -1,14 +1,14 @@
-"""An actor of a golden scenario: one connection, socket or ring, and how its messages are written down."""
+"""An actor of a case: one connection, socket or ring, and how its messages are written down."""
 
 from __future__ import annotations
 
-from tests.conformance.scenarios import show
+from tests.conformance.notation import op_name, show
+from tests.conformance.transcript import CLOSED, SILENCE
 from tests.conformance.wire import Client, Closed, Message, Op, pack
 from tests.conformance.xen import Guest
 
 BARRIER = 0x7B000000
 """Request ids from here on belong to the round trips after a step and are not recorded."""
-TIMEOUT, CLOSED = "TIMEOUT", "CLOSED"
 
 
 class Actor:
@@ -25,7 +25,7 @@ class Actor:
         self._asked: dict[int, tuple[int, int]] = {}
         self._requests = 0
         self._barriers = 0
-        self._tx_names: dict[bytes, int] = {}
+        self._tx_ids: set[bytes] = set()
 
     @property
     def guest(self) -> Guest:
@@ -73,40 +73,48 @@ class Actor:
             pass  # reading will tell
 
     def next(self, timeout: float) -> Message | str:
-        """The next message, TIMEOUT or CLOSED."""
+        """The next message, SILENCE or CLOSED."""
         if self.closed:
             return CLOSED
         try:
             return self.client.receive(timeout)
         except TimeoutError:
-            return TIMEOUT
+            return SILENCE
         except Closed:
             self.closed = True
             return CLOSED
 
     # ---- messages as text
 
-    def text(self, message: Message, generations: dict[bytes, int]) -> str:
-        """The message in the corpus's notation; `generations` names the counts of DIRECTORY_PART."""
+    def text(self, message: Message, generations: dict[bytes, int], tx_name: str) -> str:
+        """The message as transcripts write it.
+
+        `generations` numbers the counts of DIRECTORY_PART; a transaction that starts is called `tx_name`.
+        """
         op, req_id, tx_id, payload = message
         if op == Op.WATCH_EVENT:
-            if req_id == tx_id == 0:
-                return "!" + show(payload)
-            header = (req_id, tx_id) if req_id or tx_id < 9 else "?"
-            return f"!{show(payload)} {{header {header}}}"
+            return f"event {show(payload)}" + ("" if req_id == tx_id == 0 else f" {{header {req_id} {tx_id}}}")
         if req_id not in self._asked:
-            return f"? reply {op} to nothing: {show(payload)}"
+            return f"{op_name(op)} {self._content(op, payload)}"
         asked, tx = self._asked[req_id]
         tail = "" if tx_id == tx else " {tx_id not echoed}"
-        if op == Op.ERROR:
-            name = show(payload[:-1]) if payload.endswith(b"\0") else show(payload) + " {no NUL}"
-            return f"E:{name}{tail}"
-        if op != asked:
-            return f"?{op}:{show(payload)}{tail}"
+        if op not in (asked, Op.ERROR):
+            return f"{op_name(op)} {self._content(op, payload)}{tail}"
         if op == Op.TRANSACTION_START and payload.endswith(b"\0") and payload[:-1].isdigit():
-            return f"=<T{self._tx_names.setdefault(payload, len(self._tx_names) + 1)}>{tail}"
+            again = " {an id that was given before}" if payload in self._tx_ids else ""
+            self._tx_ids.add(payload)
+            return f"= <{tx_name}>|{tail}{again}"
         generation, nul, rest = payload.partition(b"\0")
         if op == Op.DIRECTORY_PART and nul and generation.isdigit():
             count = generations.setdefault(generation, len(generations) + 1)
-            return f"=<g{count}>|{show(rest)}{tail}"
-        return f"={show(payload)}{tail}"
+            return f"= <g{count}>|{show(rest)}{tail}"
+        return self._content(op, payload) + tail
+
+    def _content(self, op: int, payload: bytes) -> str:
+        if op == Op.ERROR:
+            return show(payload[:-1]) if payload.endswith(b"\0") else f"{show(payload)} {{no NUL}}"
+        return "OK" if payload == b"OK\0" else f"= {show(payload)}".rstrip(" ")
+
+    def forget(self) -> None:
+        """What comes from now on answers nothing that was asked before."""
+        self._asked.clear()

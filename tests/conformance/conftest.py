@@ -17,11 +17,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.conformance.player import FEATURES, Player
+from tests.conformance.transcript import LIKE
 from tests.conformance.wire import Client, Closed, Op, WireError, strings
 from tests.conformance.xen import Guest, SimulatedXen, wait_until_released
 from tests.oracle.daemons import RESTART_POLICY, CXenstored, Daemon, OurDaemon, OXenstored, short_run_dir
 
 KINDS: dict[str, type[Daemon]] = {"ours": OurDaemon, "c": CXenstored, "ocaml": OXenstored}
+LIKE_OF: dict[type[Daemon], str] = {OurDaemon: "ours", CXenstored: "c", OXenstored: "oxenstored"}
 CHOICE = os.environ.get("XOARSTORE_UNDER_TEST", "ours")
 
 
@@ -35,6 +38,12 @@ class UnderTest:
     @property
     def is_ours(self) -> bool:
         return isinstance(self.process, OurDaemon)
+
+    def player(self) -> Player:
+        """Plays cases against it; what is only a socket should answer as the cases say first."""
+        like = "strict" if self.process is None else LIKE_OF[type(self.process)]
+        folder = None if self.process is None else self.process.xen_dir
+        return Player(self.socket, None if folder is None else SimulatedXen(folder), LIKE[like], FEATURES[like])
 
 
 @contextmanager

@@ -1,71 +1,118 @@
-"""Plays recorded scenarios against a running daemon and says what came back, step by step.
+"""Plays cases against a running daemon and says what came back, step by step.
 
-Each scenario begins with the same tree and leaves neither nodes nor domains behind.  `scenarios.py` says how they
-are written, `stage.py` how one step is kept apart from the next, `special.py` what the steps with @ do.
+Each case begins with an empty node at its root and leaves neither nodes nor domains behind.  `transcript.py` says how
+cases are written, `stage.py` how one step is kept apart from the next, `verbs.py` what steps there are besides requests.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from tests.conformance.scenarios import Answer, Scenario, Step, parse
-from tests.conformance.special import perform
-from tests.conformance.stage import Logs, Stage, op_number
-from tests.conformance.wire import Op
+from tests.conformance.notation import op_number, parse
+from tests.conformance.stage import Logs, Stage, toolstack_request
+from tests.conformance.transcript import TOOLSTACK, Answer, Case, Other, Step, agrees
+from tests.conformance.verbs import perform
+from tests.conformance.wire import Client, Closed, Op, strings
 from tests.conformance.xen import SimulatedXen
 
 LEFT_BEHIND = ("/local/domain/0", "/nosuch", "/@foo", "/@x")
-"""What scenarios make outside of their root."""
+"""What cases make outside of their root."""
+FEATURES = {"ours": 15, "c": 0, "c-head": 14, "oxenstored": 1, "strict": 14}
+"""What `<features>` stands for: the features that this kind of daemon publishes in a ring page."""
+
+
+@dataclass(frozen=True)
+class Played:
+    """A step and what came of it."""
+
+    step: Step
+    expected: Other
+    """What this daemon should answer; its label is empty where that is what all should."""
+    common: Answer
+    """What all should answer."""
+    got: Answer
+
+    @property
+    def right(self) -> bool:
+        """The daemon answered as it should; what nothing is said about must have succeeded."""
+        if self.step.want is None:
+            return all(message == "OK" or message.startswith("= ") for message in self.got.get(self.step.actor, ()))
+        return agrees(self.got, self.expected.answer)
+
+    @property
+    def as_all(self) -> bool:
+        """The daemon answered what the case states first, whatever is said about it in particular."""
+        return self.step.want is None or (not self.expected.fatal and agrees(self.got, self.common))
 
 
 class Player:
-    """Plays scenarios, one after the other, against the daemon that listens at `path` (and runs on `xen`)."""
+    """Plays cases, one after the other, against the daemon that listens at `path` (and runs on `xen`).
 
-    def __init__(self, path: str | Path, xen: SimulatedXen | None) -> None:
+    `like` is the kind of daemon that it should answer like: a key of `transcript.LIKE`.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        xen: SimulatedXen | None,
+        labels: Iterable[str] = (),
+        features: int = FEATURES["strict"],
+        dom0_ring: Callable[[], Client] | None = None,
+    ) -> None:
         self.path = path
         self.xen = xen
+        self.labels = tuple(labels)
+        self.features = features
+        self.dom0_ring = dom0_ring
+        self.gone = False
+        """The daemon did not answer any more when the last case was to be cleaned up."""
 
-    def play(
-        self, scenario: Scenario, instead: Mapping[int, Answer] | None = None
-    ) -> Generator[tuple[int, Step, Answer]]:
-        """Number, step and actual answer of each recorded step.
-
-        `instead` has the answers that are expected instead of the recorded ones, by number.
-        """
-        stage = Stage(self.path, self.xen)
-        for path in ("/g", "/local/domain"):
+    def play(self, case: Case) -> Generator[Played]:
+        """Each step with what came of it; ends after one that the daemon is expected not to survive."""
+        stage = Stage(self.path, self.xen, self.dom0_ring)
+        for path in (case.root, "/local/domain"):
             stage.admin.mkdir(path)
         try:
-            number = 0
-            for step in scenario.steps:
-                if step.want is None:
-                    self._prepare(stage, step)
-                else:
-                    stage.want = (instead or {}).get(number, step.want)
-                    yield number, step, self._perform(stage, step)
-                    number += 1
+            for step in case.steps:
+                expected = self._for_this_daemon(step.expected(self.labels))
+                common = self._for_this_daemon(step.expected(()))
+                stage.want = expected.answer
+                yield Played(step, expected, common.answer, self._perform(stage, step))
+                if expected.fatal:
+                    break
         finally:
-            stage.end()
-            for path in (scenario.root, *LEFT_BEHIND):
-                stage.admin.ask(Op.RM, path.encode() + b"\0")
-            for op, payload in scenario.after:
-                stage.admin.ask(op_number(op), parse(payload))
-            stage.admin.close()
+            self._clean(stage, case)
 
-    def _prepare(self, stage: Stage, step: Step) -> None:
-        stage.want = {}
-        if step.op.startswith("@"):
-            perform(stage, step, defaultdict(list))
-        else:
-            stage.prepare(step)
+    def _clean(self, stage: Stage, case: Case) -> None:
+        try:
+            stage.end()
+            for path in (case.root, *LEFT_BEHIND):
+                stage.admin.ask(Op.RM, strings(path))
+            for request in case.after:
+                stage.admin.ask(*toolstack_request(request))
+            self.gone = False
+        except (Closed, OSError):
+            self.gone = True
+        finally:
+            stage.close()
+
+    def _for_this_daemon(self, expected: Other) -> Other:
+        def one(message: str) -> str:
+            return message.replace("features=<features>", f"features={self.features}")
+
+        answer = {actor: [one(message) for message in messages] for actor, messages in expected.answer.items()}
+        return Other(expected.label, expected.reason, answer)
 
     def _perform(self, stage: Stage, step: Step) -> Answer:
         logs: Logs = defaultdict(list)
-        if step.op.startswith("@"):
-            perform(stage, step, logs)
-        else:
+        if step.actor == TOOLSTACK:
+            return {TOOLSTACK: [stage.prepare(op_number(step.verb), parse(step.argument))]}
+        if step.is_request:
             stage.request(step, logs[step.actor])
             stage.barrier(logs)
+        else:
+            perform(stage, step, logs)
         return {name: messages for name, messages in logs.items() if messages}
