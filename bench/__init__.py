@@ -5,6 +5,6 @@ Guarantees: every figure of one table comes from one run, its rounds interleaved
 measured is named in the table with the reason.
 Does not know: how any daemon works; it sees sockets, process ids and /proc.
 
-Reading order: `rows` (what is measured), `load.c` (how; `wire.c`, `guests.c`, `domains.c`
-and `measure.c` are its parts), `run` (in what order), `report` (how it is judged).
+Reading order: `rows` and `scenarios` (what is measured), `load.c` (how; the other `*.c` are its parts), `subject` (on what),
+`run` (in what order), `report` (how it is judged), `table` and `plots` (how it is shown).
 """

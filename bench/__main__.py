@@ -1,8 +1,8 @@
 """The command line of the benchmarks: `python -m bench`.
 
-Writes the table to standard output and to bench/results/latest.md and latest.json; a --quick run to quick.*, one of chosen
-rows or daemons to partial.*, so that neither replaces a complete run. The exit status is 1 if this project's daemon failed in
-some row; falling short of a goal is marked in the table only.
+Writes the table to standard output and to bench/results/latest.md and latest.json, and plots of the curves beside them; a
+--quick run to quick.*, one of chosen rows or daemons to partial.*, so that neither replaces a complete run. The exit status is
+1 if this project's daemon failed in some row; falling short of a goal is marked in the table only.
 """
 
 import argparse
@@ -11,13 +11,17 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench.report import as_json, conditions_now, lines_of, markdown
-from bench.rows import ROWS, selected
-from bench.run import DAEMONS, Plan, run, say
+from bench.interpreter import NoBuild, chosen
+from bench.machine import conditions_now
+from bench.plots import plot
+from bench.report import lines_of
+from bench.run import DAEMONS, Plan, Results, run, say
+from bench.scenarios import ROWS, selected
+from bench.table import as_json, markdown
 
 RESULTS = Path(__file__).parent / "results"
-ROUNDS, SECONDS = 5, 0.3
-QUICK_ROUNDS, QUICK_SECONDS = 1, 0.3
+ROUNDS, SECONDS = 5, 0.2
+QUICK_ROUNDS, QUICK_SECONDS = 3, 0.1
 
 
 def _names(known: Sequence[str]) -> Callable[[str], list[str]]:
@@ -33,7 +37,7 @@ def _names(known: Sequence[str]) -> Callable[[str], list[str]]:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Compares three xenstored side by side.")
-    parser.add_argument("--quick", action="store_true", help="one short round; leaves out the slowest set-ups")
+    parser.add_argument("--quick", action="store_true", help="fewer rows, short rounds: under two minutes")
     parser.add_argument("--rows", type=_names([row.name for row in ROWS]), metavar="NAME,..", help="only these rows")
     parser.add_argument("--daemons", type=_names(list(DAEMONS)), metavar="NAME,..", help="of c, ocaml, ours")
     parser.add_argument("--rounds", type=int, metavar="N", help=f"rounds (default {ROUNDS}, quick {QUICK_ROUNDS})")
@@ -57,21 +61,40 @@ def _stem(arguments: argparse.Namespace) -> str:
     return "quick" if arguments.quick else "latest"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _arguments(argv)
-    plan = _plan(arguments)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the daemons are ended
-    conditions = conditions_now()
-    results = run(plan)
+def _write(plan: Plan, results: Results, conditions: dict[str, str], stem: str) -> None:
     rows = [row for scenario in plan.scenarios for stage in scenario.stages for row in stage.rows]
     lines = lines_of(rows, plan.daemons, results)
     text = markdown(plan, lines, results, conditions)
     RESULTS.mkdir(exist_ok=True)
-    target = RESULTS / f"{_stem(arguments)}.md"
+    target = RESULTS / f"{stem}.md"
     target.write_text(text)
-    target.with_suffix(".json").write_text(as_json(plan, lines, results, conditions))
+    record = target.with_suffix(".json")
+    record.write_text(as_json(plan, lines, results, conditions))
     print(text)
-    say(f"written: {target} and {target.with_suffix('.json').name}")
+    say(f"written: {target} and {record.name}")
+    if stem == "latest":
+        say(plot(record, RESULTS))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _arguments(argv)
+    plan = _plan(arguments)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the daemons are ended
+    try:
+        build = chosen()
+    except NoBuild as error:
+        say(str(error))
+        return 2
+    say(f"measuring: {build.describe()}")
+    conditions = conditions_now(build)
+    results = Results()
+    try:
+        run(plan, results)
+    except KeyboardInterrupt:
+        say("interrupted; what was measured so far:")
+        _write(plan, results, conditions | {"interrupted": "yes"}, "partial")
+        return 130
+    _write(plan, results, conditions, _stem(arguments))
     return 1 if any(name == "ours" for _, name in results.failures) else 0
 
 

@@ -5,17 +5,14 @@
 
 #include "guests.h"
 #include "measure.h"
+#include "trips.h"
 
-#define VALUE_BYTES 32
 #define MAX_GUESTS 1000
 #define FIRST_IDLE_DOMID 2001
 #define FIRST_PASSING_DOMID 10001
-#define READ_PATH "r"
-#define WRITE_PATH "w"
 
 static struct guest *guests[MAX_GUESTS];
 static int guest_count;
-static struct request guest_request;
 
 /* ---- what stands in the daemon ---- */
 
@@ -37,54 +34,46 @@ void set_up_domains(struct wire *toolstack, int total)
     settle();
 }
 
-/* A node at or below a guest's home that belongs to the guest. */
-static void give_node(struct wire *toolstack, int domid, const char *below, size_t value_bytes)
-{
-    char path[64];
-    struct request request;
-
-    snprintf(path, sizeof(path), "/local/domain/%d%s", domid, below);
-    request = write_request(path, value_bytes);
-    wire_call(toolstack, 0, &request);
-    request = perms_request(path, domid);
-    wire_call(toolstack, 0, &request);
-}
-
 void set_up_guests(struct wire *toolstack, int total)
 {
     if (total > MAX_GUESTS)
         fatal("%d guests", total);
     for (; guest_count < total; guest_count++) {
         int domid = guest_count + 1;
+        char home[64];
 
+        snprintf(home, sizeof(home), "/local/domain/%d/", domid);
         guests[guest_count] = guest_new(toolstack, domid);
-        give_node(toolstack, domid, "", 0);
-        give_node(toolstack, domid, "/" READ_PATH, VALUE_BYTES);
-        give_node(toolstack, domid, "/" WRITE_PATH, VALUE_BYTES);
+        trip_nodes(toolstack, home, domid);
     }
     settle();
 }
 
 /* ---- guests at work ---- */
 
-static void choose_request(int writing)
-{
-    if (!guest_count)
-        fatal("there is no guest");
-    guest_request = writing ? write_request(WRITE_PATH, VALUE_BYTES) : read_request(READ_PATH);
-}
-
 static void round_trip(const void *context)
 {
-    (void)context;
-    guest_call(guests[0], &guest_request);
+    const struct trip *trip = context;
+
+    for (int i = 0; i < trip->count; i++)
+        guest_call(guests[0], &trip->requests[i]);
 }
 
-void measure_ring(int writing, double seconds)
+static struct trip guest_trip(const char *kind, int guest)
 {
-    choose_request(writing);
-    measure("ring", round_trip, NULL, seconds);
+    if (guest >= guest_count)
+        fatal("there are %d guests", guest_count);
+    return trip_of(kind, "", guests[guest]->domid);
 }
+
+void measure_ring(const char *kind, double seconds)
+{
+    struct trip trip = guest_trip(kind, 0);
+
+    measure("ring", round_trip, &trip, seconds);
+}
+
+static struct request guest_request;
 
 static int fd_of(void *guest)
 {
@@ -102,11 +91,11 @@ static int take_reply(void *guest)
     return guest_reply(guest, guest_request.type);
 }
 
-void measure_rings(int writing, double seconds)
+void measure_rings(const char *kind, double seconds)
 {
     struct crowd crowd = {(void **)guests, guest_count, 1, fd_of, send_request, take_reply};
 
-    choose_request(writing);
+    guest_request = guest_trip(kind, 0).requests[0];
     measure_crowd("rings", &crowd, seconds);
 }
 

@@ -13,8 +13,8 @@
 void set_up_domains(struct wire *toolstack, int total);
 void set_up_guests(struct wire *toolstack, int total);
 
-void measure_ring(int writing, double seconds);  /* round trips of the first guest */
-void measure_rings(int writing, double seconds); /* all guests, one request in flight on each ring */
+void measure_ring(const char *kind, double seconds);  /* round trips of the first guest */
+void measure_rings(const char *kind, double seconds); /* all guests, one request in flight on each ring */
 
 /* One by one. An end takes until a watcher of @releaseDomain has its event. */
 void measure_introductions(struct wire *toolstack, const char *socket_path, int count);

@@ -29,6 +29,10 @@ class LoadFailed(Exception):
     """The load client met an error, or the daemon did not answer in time."""
 
 
+class Declined(LoadFailed):
+    """There will be no figure, and nothing is broken: it would take too long, or is not to be had."""
+
+
 class LoadClient:
     """A load client connected to one daemon; a context manager that ends it."""
 
@@ -67,6 +71,8 @@ class LoadClient:
         answer: Answer = json.loads(self._line(line, time.monotonic() + deadline))
         if "error" in answer:
             raise LoadFailed(f"{line}: {answer['error']}")
+        if "declined" in answer:
+            raise Declined(str(answer["declined"]))
         return answer
 
     def stop(self) -> None:

@@ -4,6 +4,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -90,6 +91,21 @@ double daemon_cpu(void)
     return seconds;
 }
 
+struct spent spent_now(void)
+{
+    struct timespec own;
+
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &own);
+    return (struct spent){now(), daemon_cpu(), own.tv_sec + own.tv_nsec * 1e-9};
+}
+
+struct spent spent_since(struct spent start)
+{
+    struct spent end = spent_now();
+
+    return (struct spent){end.wall - start.wall, end.daemon - start.daemon, end.client - start.client};
+}
+
 void settle(void)
 {
     double start = now(), used, before;
@@ -114,48 +130,144 @@ static int by_size(const void *left, const void *right)
     return (a > b) - (a < b);
 }
 
-static void print_latency(const char *figure, int count, double seconds, double cpu)
+static double sample_us(int count, double share)
 {
-    qsort(samples, count, sizeof(*samples), by_size);
-    printf("{\"figure\": \"%s\", \"count\": %d, \"us\": %.3f, \"p99_us\": %.3f, \"mean_us\": %.3f, \"cpu_us\": %.3f}\n",
-           figure, count, samples[count / 2] * 1e6, samples[(int)(count * .99)] * 1e6, seconds / count * 1e6,
-           cpu / count * 1e6);
+    return samples[(int)(count * share)] * 1e6;
 }
 
-void print_total(const char *figure, long count, double seconds, double cpu)
+/* Of `each` operations a sample. */
+static void print_latency(const char *figure, int count, int each, struct spent spent)
 {
-    printf("{\"figure\": \"%s\", \"count\": %ld, \"us\": %.3f, \"seconds\": %.6f, \"cpu_us\": %.3f}\n", figure, count,
-           seconds / count * 1e6, seconds, cpu / count * 1e6);
+    double operations = (double)count * each;
+
+    for (int i = 0; i < count; i++)
+        samples[i] /= each;
+    qsort(samples, count, sizeof(*samples), by_size);
+    printf("{\"figure\": \"%s\", \"count\": %.0f, \"us\": %.3f, \"p99_us\": %.3f, \"p999_us\": %.3f, ", figure,
+           operations, sample_us(count, .5), sample_us(count, .99), sample_us(count, .999));
+    printf("\"mean_us\": %.3f, \"cpu_us\": %.3f, \"client_us\": %.3f}\n", spent.wall / operations * 1e6,
+           spent.daemon / operations * 1e6, spent.client / operations * 1e6);
 }
+
+void print_total(const char *figure, long count, struct spent spent)
+{
+    printf("{\"figure\": \"%s\", \"count\": %ld, \"us\": %.3f, \"seconds\": %.6f, \"cpu_us\": %.3f, "
+           "\"client_us\": %.3f}\n",
+           figure, count, spent.wall / count * 1e6, spent.wall, spent.daemon / count * 1e6,
+           spent.client / count * 1e6);
+}
+
+struct sampling {
+    void (*prepare)(const void *), (*operation)(const void *);
+    int each, limit;
+    double seconds;
+};
 
 /* Until the time is over or the limit reached, whichever comes first; at least once. */
-static void sample(const char *figure, void (*operation)(const void *), const void *context, double seconds, int limit)
+static void sample(const char *figure, struct sampling how, const void *context)
 {
-    double cpu = daemon_cpu(), start = now(), end = start, begun;
+    struct spent start = spent_now(), total = {0}, before = start;
+    double begun, end = start.wall;
     int count = 0;
 
     do {
+        if (how.prepare) {
+            how.prepare(context);
+            before = spent_now();
+            end = before.wall;
+        }
         begun = end;
-        operation(context);
+        how.operation(context);
         end = now();
         samples[count++] = end - begun;
-    } while (end - start < seconds && count < limit);
-    print_latency(figure, count, end - start, daemon_cpu() - cpu);
+        if (how.prepare) {
+            struct spent one = spent_since(before);
+
+            total = (struct spent){total.wall + end - begun, total.daemon + one.daemon, total.client + one.client};
+        }
+    } while (end - start.wall < how.seconds && count < how.limit);
+    print_latency(figure, count, how.each, how.prepare ? total : spent_since(start));
+}
+
+static void warm_up(void (*operation)(const void *), const void *context)
+{
+    for (int i = 0; i < WARM_UP; i++)
+        operation(context);
 }
 
 void measure(const char *figure, void (*operation)(const void *), const void *context, double seconds)
 {
-    for (int i = 0; i < WARM_UP; i++)
-        operation(context);
-    sample(figure, operation, context, seconds, MAX_SAMPLES);
+    measure_batches(figure, operation, context, 1, seconds);
+}
+
+void measure_batches(const char *figure, void (*operation)(const void *), const void *context, int each,
+                     double seconds)
+{
+    warm_up(operation, context);
+    sample(figure, (struct sampling){NULL, operation, each, MAX_SAMPLES, seconds}, context);
+}
+
+void measure_prepared(const char *figure, void (*prepare)(const void *), void (*operation)(const void *),
+                      const void *context, double seconds)
+{
+    sample(figure, (struct sampling){prepare, operation, 1, MAX_SAMPLES, seconds}, context);
 }
 
 void measure_times(const char *figure, void (*operation)(const void *), const void *context, int count)
 {
     if (count < 1 || count > MAX_SAMPLES)
         fatal("%s %d times", figure, count);
-    sample(figure, operation, context, 1e9, count);
+    sample(figure, (struct sampling){NULL, operation, 1, count, 1e9}, context);
 }
+
+/* ---- what takes too long ---- */
+
+static int declined;
+
+void decline(const char *format, ...)
+{
+    va_list args;
+
+    declined = 1;
+    printf("{\"declined\": \"");
+    va_start(args, format);
+    vprintf(format, args);
+    va_end(args);
+    printf("\"}\n");
+}
+
+int has_declined(void)
+{
+    int result = declined;
+
+    declined = 0;
+    return result;
+}
+
+struct patience patience_of(double limit)
+{
+    double start = now();
+
+    return (struct patience){limit, start, start, 0};
+}
+
+int too_long(struct patience *patience, int done, int total)
+{
+    double time = now(), each, needed;
+
+    if (done <= patience->done)
+        return 0;
+    each = (time - patience->last) / (done - patience->done);
+    needed = time - patience->start + each * (total - done);
+    patience->last = time;
+    patience->done = done;
+    if (needed <= patience->limit)
+        return 0;
+    decline("would take at least %.0f s", needed);
+    return 1;
+}
+
+/* ---- crowds ---- */
 
 static int epoll_of(const struct crowd *crowd)
 {
@@ -228,19 +340,17 @@ static void take_all(const struct crowd *crowd, int epoll)
 void measure_crowd(const char *figure, const struct crowd *crowd, double wanted)
 {
     int epoll = epoll_of(crowd);
-    double start, cpu, seconds;
+    struct spent start, spent;
     long done = 0;
 
     send_all(crowd); /* so that the daemon has met them all */
     take_all(crowd, epoll);
-    start = now();
-    cpu = daemon_cpu();
+    start = spent_now();
     send_all(crowd);
-    while (now() - start < wanted)
+    while (now() - start.wall < wanted)
         done += take_some(crowd, epoll, 1);
-    seconds = now() - start;
-    cpu = daemon_cpu() - cpu;
+    spent = spent_since(start);
     take_all(crowd, epoll);
-    print_total(figure, done, seconds, cpu);
+    print_total(figure, done, spent);
     close(epoll);
 }

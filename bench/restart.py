@@ -15,7 +15,8 @@ from collections.abc import Sequence
 
 from bench import restart_plan, restart_report
 from bench.__main__ import RESULTS
-from bench.report import conditions_now
+from bench.interpreter import NoBuild, chosen
+from bench.machine import conditions_now
 from bench.run import say
 
 
@@ -25,7 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="about a minute: few restarts, small peers")
     quick: bool = parser.parse_args(argv).quick
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the daemons are ended
-    conditions = conditions_now()
+    try:
+        build = chosen()
+    except NoBuild as error:
+        say(str(error))
+        return 2
+    conditions = conditions_now(build)
     results = restart_plan.run(restart_plan.quick() if quick else restart_plan.complete())
     stem = "restart-quick" if quick else "restart"
     RESULTS.mkdir(exist_ok=True)

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from bench.load_client import Answer, LoadClient, LoadFailed
-from bench.run import Cores, pin
+from bench.subject import Cores, pin
 from protocol.client import Client
 from tests.oracle.build import XEN_BIN
 from tests.oracle.daemons import CXenstored, Daemon, DaemonError, OurDaemon, OXenstored, session_members, short_run_dir
@@ -84,9 +84,9 @@ class Stand:
         self.place()
         self.client.command("pids " + " ".join(map(str, self.daemon_pids())), PATIENCE)
         if load.nodes > self._load.nodes:
-            self.client.command(f"fill {load.nodes}", SET_UP_SECONDS)
+            self.client.command(f"fill {load.nodes} {SET_UP_SECONDS:g}", SET_UP_SECONDS)
         if load.watches > self._load.watches:
-            self.client.command(f"watches {load.watches} {load.watches}", SET_UP_SECONDS)
+            self.client.command(f"watches {load.watches} {load.watches} {SET_UP_SECONDS:g}", SET_UP_SECONDS)
         self.client.command(f"idle {load.connections}", SET_UP_SECONDS)
         self.client.command("pids", PATIENCE)
         self._load = load

@@ -1,35 +1,46 @@
-"""Carries out the scenarios: starts the daemons, pins processes, interleaves the rounds, collects figures.
+"""Carries out the scenarios: starts the daemons, interleaves the rounds, collects figures.
 
 For: `bench.__main__`.
-Guarantees: within a stage, all daemons stand ready and are measured in turn, round after round, so that a disturbance of the
-machine meets them alike; one daemon's failure costs only its own remaining rows of that scenario, and is recorded; no
-process is left behind.
-Does not know: what the figures mean, or how they are shown.
-
-Cores: the client and the serving process share one, so that a round trip costs no wake-up of another core; our State has
-another core, as it works beside the requests. A new process inherits its parent's core, so pinning is repeated before each
-measurement.
+Guarantees: all daemons of a scenario stand ready, and each row is measured in turn, round after round (A B C A B C), so that
+a disturbance of the machine meets them alike; a failure costs that daemon's row only: the daemon is started and set up
+afresh, and goes on with the next row; a row that takes one daemon long has fewer rounds of it; no process is left behind.
+Does not know: how a figure is taken, what it means, or how it is shown.
 """
 
-import os
+import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
-from typing import NamedTuple
+from statistics import median
+from typing import NamedTuple, Protocol
 
-from bench.load_client import Answer, LoadClient, LoadFailed
-from bench.rows import Measure, Row, Scenario, Stage
+from bench.load_client import Answer, Declined, LoadFailed
+from bench.rows import Row, Scenario, Source, Stage
+from bench.subject import Cores, Subject
+from protocol.errors import StoreError
 from tests.oracle.build import BuildFailed, MissingPackage
-from tests.oracle.daemons import CXenstored, Daemon, DaemonError, OurDaemon, OXenstored, short_run_dir
+from tests.oracle.daemons import CXenstored, Daemon, DaemonError, OurDaemon, OXenstored
 
 DAEMONS: dict[str, type[Daemon]] = {kind.name: kind for kind in (CXenstored, OXenstored, OurDaemon)}
 
-MEASURE_DEADLINE = 120.0
-SET_UP_DEADLINE = 240.0
-SETTLE_SECONDS = 0.2
+ROW_SECONDS = 25.0
+"""When the rounds of one row have taken one daemon so long, there are no more of them."""
+SET_UP_AGAIN_SECONDS = 20.0
+"""A daemon that took longer to be set up is not set up again after a failure."""
+
+Failures = (
+    LoadFailed,
+    DaemonError,
+    MissingPackage,
+    BuildFailed,
+    StoreError,
+    OSError,
+    ValueError,
+    subprocess.SubprocessError,
+)
+"""Whatever may go wrong with one daemon; the others go on."""
 
 
 class Plan(NamedTuple):
@@ -51,99 +62,16 @@ class SetUp(NamedTuple):
 
 
 class Results:
-    """Figures by (row, daemon), one a round, and what went wrong."""
+    """Figures by (row, daemon), one a round; what failed, and what was not to be had."""
 
     def __init__(self) -> None:
         self.figures: defaultdict[tuple[str, str], list[Answer]] = defaultdict(list)
         self.failures: dict[tuple[str, str], str] = {}
+        self.declined: dict[tuple[str, str], str] = {}
         self.unavailable: dict[str, str] = {}
         self.set_ups: list[SetUp] = []
-
-
-class Cores(NamedTuple):
-    """Core numbers: `serving` for the client and the process it talks to, `beside` for the daemon's others."""
-
-    serving: int
-    beside: int
-
-    @classmethod
-    def chosen(cls, single_core: bool) -> "Cores":
-        allowed = sorted(os.sched_getaffinity(0))
-        serving = allowed[min(1, len(allowed) - 1)]
-        return cls(serving, serving if single_core else allowed[0])
-
-
-class Subject:
-    """One daemon with its load client, in one scenario; `failure` says why it takes no further part."""
-
-    def __init__(self, daemon: Daemon, cores: Cores) -> None:
-        self.daemon = daemon
-        self.cores = cores
-        self.failure: str | None = None
-        self._client: LoadClient | None = None
-
-    def start(self, stack: ExitStack) -> None:
-        """Starts both; they end with the stack. Raises DaemonError, MissingPackage or BuildFailed."""
-        stack.enter_context(self.daemon)
-        self._client = stack.enter_context(LoadClient(self.daemon.socket, self.daemon.xen_dir))
-
-    def set_up(self, command: str) -> float:
-        """Runs a set-up command; returns the seconds it took. Raises LoadFailed or DaemonError."""
-        answer = self._command(command, SET_UP_DEADLINE)
-        time.sleep(SETTLE_SECONDS)
-        return float(answer["seconds"])
-
-    def measure(self, row: Row, seconds: float) -> Answer:
-        """One figure. Raises LoadFailed or DaemonError."""
-        if row.measure is Measure.MEMORY:
-            time.sleep(SETTLE_SECONDS)
-            return {"figure": "memory", "mib": sum(map(pss_mib, self.daemon.pids()))}
-        return self._command(row.command.format(seconds=seconds), MEASURE_DEADLINE)
-
-    def fail(self, error: Exception) -> str:
-        """Takes the daemon out of the scenario; returns the reason, with what is known of the daemon's end."""
-        reason = str(error)
-        time.sleep(SETTLE_SECONDS)  # a daemon that is dying may still have its process
-        if not self.daemon.running():
-            status = self.daemon.stop()
-            reason += f"; the daemon ended with status {status}" if status is not None else ""
-        last_words = self.daemon.output().strip().splitlines()[-1:]
-        self.failure = "; ".join([reason, *(f"its last line: {line}" for line in last_words)])
-        return self.failure
-
-    def _command(self, line: str, deadline: float) -> Answer:
-        assert self._client is not None
-        self._pin(self._client.pid)
-        pids = " ".join(map(str, self.daemon.pids()))
-        self._client.command(f"pids {pids}", MEASURE_DEADLINE)
-        return self._client.command(line, deadline)
-
-    def _pin(self, client: int) -> None:
-        serving = self.daemon.serving_pid()
-        pin([client, serving], self.cores.serving)
-        pin([pid for pid in self.daemon.pids() if pid != serving], self.cores.beside)
-
-
-def pin(pids: Iterable[int], core: int) -> None:
-    """Confines all threads of the processes to one core."""
-    for pid in pids:
-        for task in Path(f"/proc/{pid}/task").glob("*"):
-            try:
-                os.sched_setaffinity(int(task.name), {core})
-            except ProcessLookupError:
-                continue
-
-
-def pss_mib(pid: int) -> float:
-    """A process's memory, pages that it shares counted by their share. Raises DaemonError if it is gone."""
-    try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    except (FileNotFoundError, ProcessLookupError) as error:
-        raise DaemonError(f"process {pid} of the daemon is gone") from error
-    for line in text.splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) / 1024
-    raise DaemonError(f"no Pss line for process {pid}")
+        self.took: dict[str, float] = {}
+        """Seconds by scenario."""
 
 
 def say(text: str) -> None:
@@ -151,59 +79,182 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def run(plan: Plan) -> Results:
-    """Measures everything that the plan names and this machine can run."""
-    results = Results()
+def run(plan: Plan, results: Results) -> None:
+    """Measures everything that the plan names and this machine can run; what there is so far stands in `results`."""
     for name in plan.daemons:
         reason = DAEMONS[name].available()
         if reason is not None:
             results.unavailable[name] = reason
             say(f"{name}: not measured: {reason}")
     names = [name for name in plan.daemons if name not in results.unavailable]
+    begun = time.monotonic()
     for scenario in plan.scenarios:
-        _run_scenario(scenario, names, plan, results)
-    return results
+        started = time.monotonic()
+        Scene(scenario, plan, results, begun).play(names)
+        results.took[scenario.name] = time.monotonic() - started
 
 
-def _run_scenario(scenario: Scenario, names: Sequence[str], plan: Plan, results: Results) -> None:
-    cores = Cores.chosen(scenario.single_core)
-    with ExitStack() as stack:
+class Candidate(Protocol):
+    """What is measured: a `Subject`."""
+
+    name: str
+    out: str | None
+
+    def set_up(self, command: str) -> Answer: ...
+
+    def figure(self, row: Row, seconds: float) -> Answer: ...
+
+    def explain(self, error: Exception) -> str: ...
+
+    def start_again(self) -> None: ...
+
+
+class Scene:
+    """One scenario being carried out."""
+
+    def __init__(self, scenario: Scenario, plan: Plan, results: Results, begun: float) -> None:
+        self._scenario = scenario
+        self._plan = plan
+        self._results = results
+        self._begun = begun
+
+    def play(self, names: Sequence[str]) -> None:
+        """Every stage, with a life of each daemon."""
         subjects = []
-        for name in names:
-            subject = Subject(DAEMONS[name](stack.enter_context(short_run_dir())), cores)
-            subjects.append(subject)
-            try:
-                subject.start(stack)
-            except (DaemonError, MissingPackage, BuildFailed) as error:
-                say(f"{scenario.name}: {name}: {subject.fail(error)}")
-        for stage in scenario.stages:
-            _run_stage(scenario, stage, subjects, plan, results)
+        with ExitStack() as stack:
+            for name in names:
+                subject = stack.enter_context(Subject(DAEMONS[name], Cores.chosen(self._scenario.single_core)))
+                subjects.append(subject)
+                try:
+                    subject.start()
+                except Failures as error:
+                    subject.out = str(error)
+                    self._say(f"{name} does not start: {error}")
+            for stage in self._scenario.stages:
+                self.play_stage(stage, subjects)
 
-
-def _run_stage(scenario: Scenario, stage: Stage, subjects: Sequence[Subject], plan: Plan, results: Results) -> None:
-    started = time.monotonic()
-    for subject in subjects:
-        if stage.set_up and subject.failure is None:
-            try:
-                seconds = subject.set_up(stage.set_up)
-            except (LoadFailed, DaemonError) as error:
-                say(f"{scenario.name}: {subject.daemon.name}: {subject.fail(error)}")
+    def play_stage(self, stage: Stage, subjects: Sequence[Candidate]) -> None:
+        """Sets up, then measures one row after the other."""
+        made, declined = self._set_up(stage, subjects)
+        groups: dict[tuple[Source, str], list[Row]] = defaultdict(list)
+        for row in stage.rows:
+            groups[row.source, row.command or row.name].append(row)
+        for rows in groups.values():
+            for name, reason in declined.items():
+                self._note(self._results.declined, rows, name, reason)
+            if rows[0].source is Source.SET_UP:
+                self._take_from_set_up(rows, made, subjects)
             else:
-                results.set_ups.append(SetUp(scenario.name, stage.set_up, subject.daemon.name, seconds))
-    for _ in range(plan.rounds):
+                self._play_rows(stage, rows, [s for s in subjects if s.name not in declined])
+            self._report(rows, subjects)
+
+    def _set_up(self, stage: Stage, subjects: Sequence[Candidate]) -> tuple[dict[str, Answer], dict[str, str]]:
+        """What setting up told, and who declined it and why; each by daemon."""
+        declined: dict[str, str] = {}
+        made: dict[str, Answer] = {}
         for subject in subjects:
-            _run_round(stage.rows, subject, plan.seconds, results)
-    took = time.monotonic() - started
-    say(f"{scenario.name}{': ' if stage.set_up else ''}{stage.set_up}: {took:.0f} s")
+            if stage.set_up and subject.out is None:
+                try:
+                    answer = made[subject.name] = subject.set_up(stage.set_up)
+                except Declined as reason:
+                    declined[subject.name] = str(reason)
+                    self._say(f"{stage.set_up}: {subject.name}: {reason}")
+                    continue
+                except Failures as error:
+                    subject.out = subject.explain(error)
+                    self._say(f"{stage.set_up}: {subject.name} FAILED: {subject.out}")
+                    continue
+                took = float(answer["seconds"])
+                self._results.set_ups.append(SetUp(self._scenario.name, stage.set_up, subject.name, took))
+                self._say(f"{stage.set_up}: {subject.name} {took:.1f} s")
+        return made, declined
 
+    def _take_from_set_up(self, rows: Sequence[Row], made: dict[str, Answer], subjects: Sequence[Candidate]) -> None:
+        for subject in subjects:
+            for row in rows:
+                if subject.name in made:
+                    self._results.figures[row.name, subject.name].append(made[subject.name])
+                elif subject.out is not None:
+                    self._results.failures[row.name, subject.name] = subject.out
 
-def _run_round(rows: Sequence[Row], subject: Subject, seconds: float, results: Results) -> None:
-    name = subject.daemon.name
-    for row in rows:
-        if subject.failure is None:
-            try:
-                results.figures[row.name, name].append(subject.measure(row, seconds))
-                continue
-            except (LoadFailed, DaemonError) as error:
-                say(f"{row.name}: {name}: {subject.fail(error)}")
-        results.failures[row.name, name] = subject.failure or ""
+    def _play_rows(self, stage: Stage, rows: Sequence[Row], subjects: Sequence[Candidate]) -> None:
+        """All rounds of rows that have a command in common."""
+        row = rows[0]
+        rounds = min(self._plan.rounds, row.most_rounds or self._plan.rounds)
+        if row.only_ours:
+            self._mark_ours_only(rows, subjects)
+            subjects = [subject for subject in subjects if subject.name == OurDaemon.name]
+        spent: defaultdict[str, float] = defaultdict(float)
+        over: set[str] = set()
+        for _ in range(rounds):
+            for subject in subjects:
+                if subject.name in over or spent[subject.name] > ROW_SECONDS:
+                    continue
+                started = time.monotonic()
+                if not self._play_round(stage, rows, subject):
+                    over.add(subject.name)
+                spent[subject.name] += time.monotonic() - started
+
+    def _mark_ours_only(self, rows: Sequence[Row], subjects: Sequence[Candidate]) -> None:
+        for subject in subjects:
+            if subject.name != OurDaemon.name:
+                self._note(self._results.declined, rows, subject.name, "has no such thing")
+
+    def _play_round(self, stage: Stage, rows: Sequence[Row], subject: Candidate) -> bool:
+        """One figure; whether there may be another one."""
+        if subject.out is not None:
+            self._note(self._results.failures, rows, subject.name, subject.out)
+            return False
+        try:
+            answer = subject.figure(rows[0], self._plan.seconds)
+        except Declined as reason:
+            self._note(self._results.declined, rows, subject.name, str(reason))
+            return False
+        except Failures as error:
+            why = subject.explain(error)
+            self._note(self._results.failures, rows, subject.name, why)
+            self._say(f"{rows[0].name}: {subject.name} FAILED: {why}")
+            self._replace(stage, subject, why)
+            return False
+        for row in rows:
+            if row.measure.quantity in answer:
+                self._results.figures[row.name, subject.name].append(answer)
+            else:
+                part = row.measure.quantity.rpartition("_")[0]
+                reason_given = str(answer.get(f"{part}_declined", "not in the answer"))
+                self._results.declined[row.name, subject.name] = reason_given
+        return True
+
+    def _replace(self, stage: Stage, subject: Candidate, why: str) -> None:
+        """A fresh daemon in the place of one that has failed, unless setting it up takes too long."""
+        last = [s.seconds for s in self._results.set_ups if (s.command, s.daemon) == (stage.set_up, subject.name)]
+        if sum(last) > SET_UP_AGAIN_SECONDS:
+            subject.out = f"not started again after: {why}"
+            return
+        try:
+            subject.start_again()
+            if stage.set_up:
+                subject.set_up(stage.set_up)
+        except (*Failures, Declined) as error:
+            subject.out = f"does not start again: {error}"
+
+    def _note(self, where: dict[tuple[str, str], str], rows: Sequence[Row], name: str, reason: str) -> None:
+        for row in rows:
+            where[row.name, name] = reason
+
+    def _report(self, rows: Sequence[Row], subjects: Sequence[Candidate]) -> None:
+        for row in rows:
+            cells = []
+            for subject in subjects:
+                key = row.name, subject.name
+                figures = [float(answer[row.measure.quantity]) for answer in self._results.figures[key]]
+                if key in self._results.failures:
+                    cells.append(f"{subject.name} FAILED")
+                elif figures:
+                    cells.append(f"{subject.name} {median(figures):.4g}")
+                else:
+                    cells.append(f"{subject.name} -")
+            self._say(f"{row.name}: {', '.join(cells)} {row.measure.unit}")
+
+    def _say(self, text: str) -> None:
+        say(f"{time.monotonic() - self._begun:6.1f} s  {self._scenario.name}: {text}")

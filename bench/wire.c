@@ -11,6 +11,9 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#define WIRE_PIPELINE_MAX (4 * WIRE_MESSAGE_MAX)
+#define WIRE_REPLY_LIMIT (1 << 24)
+
 static const struct request start_transaction = {WIRE_TRANSACTION_START, 1, ""};
 static const struct request commit_transaction = {WIRE_TRANSACTION_END, 2, "T"};
 
@@ -47,22 +50,33 @@ int wire_connect_fd(const char *socket_path)
     return fd;
 }
 
+static void make_room(struct wire *wire, size_t room)
+{
+    if (room > WIRE_REPLY_LIMIT)
+        fatal("a message of %zu bytes", room);
+    wire->room = room;
+    wire->input = realloc(wire->input, room);
+    wire->payload = realloc(wire->payload, room);
+    if (!wire->input || !wire->payload)
+        fatal("out of memory");
+}
+
 struct wire *wire_connect(const char *socket_path)
 {
-    struct wire *wire = malloc(sizeof(*wire));
+    struct wire *wire = calloc(1, sizeof(*wire));
 
     if (!wire)
         fatal("out of memory");
+    make_room(wire, 2 * WIRE_MESSAGE_MAX);
     wire->fd = wire_connect_fd(socket_path);
-    wire->last_request = 0;
-    wire->events = 0;
-    wire->filled = 0;
     return wire;
 }
 
 void wire_close(struct wire *wire)
 {
     close(wire->fd);
+    free(wire->input);
+    free(wire->payload);
     free(wire);
 }
 
@@ -78,14 +92,9 @@ static struct request request_with(uint32_t type, const char *first, size_t firs
     return request;
 }
 
-struct request read_request(const char *path)
+struct request path_request(uint32_t type, const char *path)
 {
-    return request_with(WIRE_READ, path, strlen(path) + 1);
-}
-
-struct request rm_request(const char *path)
-{
-    return request_with(WIRE_RM, path, strlen(path) + 1);
+    return request_with(type, path, strlen(path) + 1);
 }
 
 struct request write_request(const char *path, size_t value_bytes)
@@ -109,6 +118,14 @@ static struct request request_with_two(uint32_t type, const char *first, const c
 struct request watch_request(const char *path, const char *token)
 {
     return request_with_two(WIRE_WATCH, path, token);
+}
+
+struct request part_request(const char *path, size_t offset)
+{
+    char text[24];
+
+    snprintf(text, sizeof(text), "%zu", offset);
+    return request_with_two(WIRE_DIRECTORY_PART, path, text);
 }
 
 struct request perms_request(const char *path, int owner)
@@ -141,8 +158,10 @@ void wire_send(struct wire *wire, uint32_t transaction, const struct request *re
 
 static void fill_to(struct wire *wire, size_t wanted)
 {
+    if (wanted > wire->room)
+        make_room(wire, wanted);
     while (wire->filled < wanted) {
-        ssize_t got = read(wire->fd, wire->input + wire->filled, sizeof(wire->input) - wire->filled);
+        ssize_t got = read(wire->fd, wire->input + wire->filled, wire->room - wire->filled);
 
         if (got == 0)
             fatal("the daemon closed the connection");
@@ -160,8 +179,6 @@ static struct wire_header receive_any(struct wire *wire)
 
     fill_to(wire, sizeof(header));
     memcpy(&header, wire->input, sizeof(header));
-    if (header.length > WIRE_PAYLOAD_MAX)
-        fatal("a message of %u bytes", header.length);
     bytes = sizeof(header) + header.length;
     fill_to(wire, bytes);
     memcpy(wire->payload, wire->input + sizeof(header), header.length);
@@ -209,13 +226,32 @@ void wire_call(struct wire *wire, uint32_t transaction, const struct request *re
 
 void wire_remove(struct wire *wire, const char *path)
 {
-    struct request request = rm_request(path);
+    struct request request = path_request(WIRE_RM, path);
     uint32_t type;
 
     wire_send(wire, 0, &request);
     type = wire_receive(wire);
     if (type != WIRE_RM && !(type == WIRE_ERROR && !strcmp(wire->payload, "ENOENT")))
         fatal("RM %s: %s", path, wire->payload);
+}
+
+void wire_pipeline(struct wire *wire, const struct request *request, int depth)
+{
+    uint32_t answered = wire->last_request;
+    static char messages[WIRE_PIPELINE_MAX];
+    size_t bytes = 0;
+
+    for (int i = 0; i < depth; i++) {
+        if (bytes + WIRE_MESSAGE_MAX > sizeof(messages))
+            fatal("%d requests are too many to be sent at once", depth);
+        bytes += wire_encode(messages + bytes, ++wire->last_request, 0, request);
+    }
+    if (send(wire->fd, messages, bytes, MSG_NOSIGNAL) != (ssize_t)bytes)
+        fatal("send: %s", strerror(errno));
+    for (wire->last_request = answered; depth > 0; depth--) {
+        wire->last_request++;
+        wire_expect(wire, request->type);
+    }
 }
 
 uint32_t wire_start(struct wire *wire)

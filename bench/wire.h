@@ -1,7 +1,7 @@
 /*
  * wire.h: a minimal client of the xenstore wire protocol for load generation.
  *
- * For: load.c, and guests.c for the form of messages. One system call to send a request, usually one to receive its reply.
+ * For: whatever puts load on a socket, and guests.c for the form of messages. One system call to send a request, usually one to receive its reply.
  * Guarantees: anything unexpected (an error reply, a closed connection, a failing system call) ends the program after
  *   a line {"error": ...} on standard output, unless the caller asked for the reply's type.
  * Does not know: what is measured.
@@ -13,16 +13,20 @@
 #include <stdint.h>
 
 enum wire_type {
+    WIRE_DIRECTORY = 1,
     WIRE_READ = 2,
+    WIRE_GET_PERMS = 3,
     WIRE_WATCH = 4,
     WIRE_TRANSACTION_START = 6,
     WIRE_TRANSACTION_END = 7,
     WIRE_INTRODUCE = 8,
     WIRE_WRITE = 11,
+    WIRE_MKDIR = 12,
     WIRE_RM = 13,
     WIRE_SET_PERMS = 14,
     WIRE_WATCH_EVENT = 15,
     WIRE_ERROR = 16,
+    WIRE_DIRECTORY_PART = 22,
 };
 
 struct wire_header {
@@ -32,15 +36,15 @@ struct wire_header {
 #define WIRE_PAYLOAD_MAX 4096
 #define WIRE_MESSAGE_MAX (sizeof(struct wire_header) + WIRE_PAYLOAD_MAX)
 
-/* `payload` holds the last reply, NUL-terminated; `events` counts the watch events received so far. */
+/* `payload` holds the last reply, NUL-terminated; `events` counts the watch events received so far. The room grows for
+ * replies longer than the protocol allows: oxenstored sends such. */
 struct wire {
     int fd;
     uint32_t last_request;
     long events;
-    size_t filled;
+    size_t filled, room;
     uint32_t length;
-    char payload[WIRE_PAYLOAD_MAX + 1];
-    char input[2 * WIRE_MESSAGE_MAX];
+    char *payload, *input;
 };
 
 /* A request that is sent many times, prepared once. */
@@ -55,14 +59,15 @@ int wire_connect_fd(const char *socket_path);
 struct wire *wire_connect(const char *socket_path);
 void wire_close(struct wire *wire);
 
-struct request read_request(const char *path);
+struct request path_request(uint32_t type, const char *path); /* for whatever takes a path and nothing else */
 struct request write_request(const char *path, size_t value_bytes);
-struct request rm_request(const char *path);
+struct request part_request(const char *path, size_t offset);
 struct request watch_request(const char *path, const char *token);
 struct request perms_request(const char *path, int owner); /* nobody else may do anything */
 
 size_t wire_encode(char *message, uint32_t id, uint32_t transaction, const struct request *request);
 void wire_send(struct wire *wire, uint32_t transaction, const struct request *request);
+void wire_pipeline(struct wire *wire, const struct request *request, int depth); /* sent at once; every reply expected */
 uint32_t wire_receive(struct wire *wire); /* the type of the next reply */
 void wire_receive_event(struct wire *wire, long count);
 void wire_expect(struct wire *wire, uint32_t type);

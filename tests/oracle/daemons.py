@@ -35,6 +35,8 @@ SOCKET_PATH_LIMIT = 108
 LONGEST_SOCKET_NAME = "/xen/g65535.4294967295.sock"
 LEFTOVER_SECONDS = 1.0
 LOGIC_PID_SECONDS = 2.0
+PYTHON = "XOARSTORE_PYTHON"
+"""Names another interpreter to run this project's daemon: one of an environment of its own, with a build of its own."""
 RESTART_POLICY = os.environ.get("XOARSTORE_RESTART", "")
 """When this project's daemon restarts its Logic on purpose; see `xenstored --help`."""
 PAGE = 4096
@@ -224,7 +226,10 @@ class OurDaemon(Daemon):
     def command(self) -> list[str]:
         where = ["-D"] if self.xen_dir is None else ["--simulated-xen", str(self.xen_dir)]
         restart = ["--restart", RESTART_POLICY] if RESTART_POLICY else []
-        return [sys.executable, "-m", "xenstored", "-N", *where, *restart]
+        other = os.environ.get(PYTHON)
+        # -P: what that environment has installed, not the sources that lie in the working directory
+        python = [sys.executable] if not other else [other, "-P"]
+        return [*python, "-m", "xenstored", "-N", *where, *restart]
 
     def own_env(self) -> dict[str, str]:
         return {"XENSTORED_RUNDIR": str(self.run_dir)}
