@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.load_client import Answer, LoadClient
+from bench.load_client import Answer, Declined, LoadClient
 from bench.rows import Row, Source
 from protocol.client import Client
 from tests.oracle.daemons import Daemon, DaemonError, OurDaemon, short_run_dir
