@@ -115,8 +115,8 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--restart",
         metavar="POLICY",
-        help="when Logic is restarted on purpose: every=SECONDS, after=REQUESTS (joined by commas); always after a crash,"
-        " on SIGUSR1 and when xenstore-control asks for it",
+        help="when Logic is restarted on purpose: every=SECONDS, after=REQUESTS (joined by commas), per-request,"
+        " per-request=guests; always after a crash, on SIGUSR1 and when xenstore-control asks for it",
     )
     p.add_argument(
         "--watchdog", metavar="S", help="seconds after which a Logic that hangs is killed (default 2, 0: never)"

@@ -6,18 +6,39 @@
         client.write("/example/name", "value")
         print(client.read("/example/name"))               # b"value"
 
-        def swap(tx):                                     # runs again if somebody interferes
-            a, b = tx.read("/a"), tx.read("/b")
-            tx.write("/a", b)
-            tx.write("/b", a)
+        def count(tx):                                    # runs again if somebody interferes
+            tx.write("/example/count", str(int(tx.read("/example/count")) + 1))
 
-        client.transact(swap)
+        client.write("/example/count", "0")
+        client.transact(count)
 
-        with client.watch("/local/domain", timeout=10) as events:
-            for event in events:
+        with client.watch("/example", timeout=1) as events:
+            for event in events:                          # ends after a quiet second
                 print(event.path)
 
-`AsyncClient` is the same for trio, with `await` and `async`.  From a shell: `python -m protocol.client --help`.
+The same for trio:
+
+    import trio
+    from protocol.client import AsyncClient
+
+    async def main():
+        async with AsyncClient() as client:
+            await client.write("/example/name", "value")
+            print(await client.read("/example/name"))
+
+            async def count(tx):
+                await tx.write("/example/count", str(int(await tx.read("/example/count")) + 1))
+
+            await client.transact(count)
+
+            async with client.watch("/example") as events:
+                async for event in events:                # for ever: a cancel scope ends it
+                    print(event.path)
+                    break
+
+    trio.run(main)
+
+From a shell: `python -m protocol.client --help`.
 
 This is the one part of `protocol` that does I/O.  `steps` and `session` hold all it knows of the protocol, sans-IO; `link`
 moves bytes; `blocking` and `trio_client` wait.  It does not know what runs at the other end: it serves with any xenstored,
