@@ -159,6 +159,8 @@ class Keeper:
         self._pinned = 0
         """The connection for which alone this Logic may act; 0 for all."""
         self._pulse = Pulse()
+        self._patience = 0.0
+        """How long State meant to wait before it looks at everything again."""
         self.watchdog = WATCHDOG
         self._logic_pid = 0
         self._logic_fd = -1
@@ -224,6 +226,7 @@ class Keeper:
         if quiet > AWAKE_TICKS:
             words[W_ASLEEP] = 1
             timeout = SLEEP if self._consumer.empty else 0
+        self._patience = timeout
         events = self._epoll.poll(timeout)
         words[W_ASLEEP] = 0
         if not events and timeout == SLEEP:
@@ -432,7 +435,7 @@ class Keeper:
 
     def _watch_over_logic(self) -> None:
         """Kills a Logic that makes no more turns: a hang is a death."""
-        still = self._pulse.still(self.box.words[W_BEAT], time.monotonic())
+        still = self._pulse.still(self.box.words[W_BEAT], time.monotonic(), self._patience)
         limit = self.watchdog * (1 + self.store.tree.size / NODES_FOR_ANOTHER)
         if self.watchdog and still > limit and self._logic_pid and not self._hung:
             log.error("Logic %d has not moved for %.1f s and is killed", self._logic_pid, still)

@@ -7,8 +7,8 @@ hang.  Knows no processes and no clock.
 
 from typing import Final
 
-LOOK_MAX: Final = 1.5
-"""Longest time between two looks that counts, in seconds; the watcher means to look once a second."""
+LATE: Final = 0.1
+"""How much later than it meant to the watcher may look, in seconds, for the time to count."""
 
 
 class Pulse:
@@ -23,11 +23,14 @@ class Pulse:
         """Another Logic begins."""
         self._looked, self._still = now, 0.0
 
-    def still(self, beat: int, now: float) -> float:
-        """For how many seconds it has not moved, as far as that counts: `beat` is its count of turns `now`."""
+    def still(self, beat: int, now: float, meant: float) -> float:
+        """For how many seconds it has not moved, as far as that counts: `beat` is its count of turns `now`.
+
+        `meant` is how long after the last look the watcher meant to look.
+        """
         if beat != self._beat:
             self._beat, self._still = beat, 0.0
         else:
-            self._still += min(now - self._looked, LOOK_MAX)
+            self._still += min(now - self._looked, meant + LATE)
         self._looked = now
         return self._still
