@@ -1,6 +1,7 @@
 """Being a service, end to end: what whoever starts the daemon can rely on, in the foreground and in the background."""
 
 import os
+import re
 import resource
 import shutil
 import signal
@@ -18,6 +19,7 @@ import pytest
 
 from protocol.wire import HEADER, HEADER_SIZE, Message
 from recovery_box.custody import first_number
+from xenstore_logic.process import OOM_SCORE
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 20.0
@@ -83,6 +85,10 @@ class Service:
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
         return int(self.pid_file.read_text())
 
+    def logic_pid(self) -> int:
+        """The pid of the running Logic."""
+        return int((self.run / "logic.pid").read_text())
+
     def foreground(self, *words: str) -> subprocess.Popen[bytes]:
         """Starts a daemon in the foreground and waits until clients can connect."""
         process = subprocess.Popen(
@@ -147,10 +153,37 @@ def test_when_the_command_returns_clients_can_connect_and_the_pid_file_is_writte
     assert stat.S_IMODE(service.pid_file.stat().st_mode) == 0o600
 
 
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "prlimit --nofile=1024",
+        "start-stop-daemon --start --quiet --pidfile PIDFILE --exec /usr/bin/choom -- -n 100",
+    ],
+    ids=["Xen's launch-xenstore", "Debian's /etc/init.d/xen"],
+)
+def test_it_starts_as_the_scripts_of_a_dom0_start_it(service: Service, prefix: str) -> None:
+    """(Debian's asks for -1000, which only some may.)"""
+    words = prefix.replace("PIDFILE", str(service.pid_file)).split()
+    if not shutil.which(words[0]) or ("choom" in prefix and not os.path.exists("/usr/bin/choom")):
+        pytest.skip(f"needs {words[0]} and choom")
+    program = os.path.join(os.path.dirname(sys.executable), "xenstored")
+    separator = ["--"] if "choom" in prefix else []
+    line = [*words, program, *separator, "-D", "--pid-file", str(service.pid_file)]
+    subprocess.run(line, env=service.environment, cwd=service.where, timeout=PATIENCE, check=True)
+    service.note()
+    assert service.ask(READ, b"/tool\0") == b""
+    pid = int(service.pid_file.read_text())
+    if separator:
+        scores = [int(Path(f"/proc/{each}/oom_score_adj").read_text()) for each in (pid, service.logic_pid())]
+        assert scores == [100, OOM_SCORE]
+    else:
+        assert re.search(r"Max open files +1024 ", Path(f"/proc/{pid}/limits").read_text())
+
+
 def test_the_daemon_has_let_go_of_terminal_session_and_directory(service: Service) -> None:
     pid = service.daemon()
     assert os.getsid(pid) not in {os.getsid(0), pid}  # not a session's leader: it can get no terminal again
-    for each in (pid, int((service.run / "logic.pid").read_text())):
+    for each in (pid, service.logic_pid()):
         assert os.readlink(f"/proc/{each}/cwd") == "/"
         assert [os.readlink(f"/proc/{each}/fd/{n}") for n in range(3)] == ["/dev/null"] * 3
 
