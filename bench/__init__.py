@@ -7,4 +7,5 @@ Does not know: how any daemon works; it sees sockets, process ids and /proc.
 
 Reading order: `rows` and `scenarios` (what is measured), `load.c` (how; the other `*.c` are its parts), `subject` (on what),
 `run` (in what order), `report` (how it is judged), `table` and `plots` (how it is shown).
+Beside that: `counting` (work counted, not timed), `micro` (parts of the daemon alone), `restart` (what a restart costs).
 """

@@ -309,7 +309,7 @@ static void run(char *line)
 {
     char *words[MAX_WORDS + 1] = {strtok(line, " ")};
     const struct command *command;
-    struct spent spent = spent_now();
+    struct spent spent = {0};
     int count = 0;
 
     if (!words[0])
@@ -318,6 +318,8 @@ static void run(char *line)
         if (count == MAX_WORDS - 1)
             fatal("too many words");
     command = find_command(words[0], count - 1);
+    if (command->sets_up) /* else the processes may be gone: perhaps the command names those that took their place */
+        spent = spent_now();
     command->run(words + 1);
     if (!has_declined() && command->sets_up)
         print_set_up(spent_since(spent));

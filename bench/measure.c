@@ -255,8 +255,8 @@ int too_long(struct patience *patience, int done, int total)
 {
     double time = now(), each, needed;
 
-    if (done <= patience->done)
-        return 0;
+    if (done <= patience->done || time - patience->last < (patience->limit < 4 ? patience->limit / 4 : 1))
+        return 0; /* too little to judge by */
     each = (time - patience->last) / (done - patience->done);
     needed = time - patience->start + each * (total - done);
     patience->last = time;

@@ -29,7 +29,7 @@ LIVES = 50
 """Domains that begin or end for one figure."""
 PIPELINED = 16
 NEW_NODES = 200
-WATCH_LIMIT, FILL_LIMIT, TRANSACTED_LIMIT = 60, 75, 20
+WATCH_LIMIT, FILL_LIMIT, TRANSACTED_LIMIT = 60, 90, 20
 """Seconds that a set-up may take; what would take longer is not measured."""
 MOST_CHILDREN = 20_000
 MEMORY_GOAL, REFORKED_GOAL = 110, 60
@@ -220,7 +220,7 @@ def _devices(parents: str) -> Row:
 
 def _nodes(count: int) -> Stage:
     size = _short(count)
-    rounds = 1 if count == 1_000_000 else 3
+    rounds = {1_000_000: 1, 100_000: 2}.get(count)
     quick = count == 10_000
     rows = [
         Row(
