@@ -53,7 +53,8 @@ class Gate:
         """Guests that are held back, with when to look at them again."""
         self._credits: dict[int, Credit] = {}
         """By domid: a guest that connects anew has what it had."""
-        self._warned: dict[tuple[int, str], float] = {}
+        self._told: dict[int, dict[str, float]] = {}
+        """By domid: what the log was told of it, and when."""
 
     def drop(self, channel: Channel) -> None:
         """A guest's connection has ended."""
@@ -62,6 +63,7 @@ class Gate:
     def forget(self, domid: int) -> None:
         """A domain is no more."""
         self._credits.pop(domid, None)
+        self._told.pop(domid, None)
 
     def may_go(self, channel: Channel) -> bool:
         """Whether another request of a guest may be served now."""
@@ -71,20 +73,20 @@ class Gate:
         if limit and len(channel.replies) + len(channel.linked) >= limit:
             channel.taken()
             if len(channel.replies) + len(channel.linked) >= limit:
-                self._say(by.domid, "outstanding", "domain %d waits: %d requests outstanding", by.domid, limit)
+                self.say(by.domid, "outstanding", "domain %d waits: %d requests outstanding", by.domid, limit)
                 return False
         limit = quotas["memory"]
         used = self._memory(channel)
         if limit and used >= limit:
-            self._say(by.domid, "memory", "domain %d is not served: it uses %d of %d bytes", by.domid, used, limit)
+            self.say(by.domid, "memory", "domain %d is not served: it uses %d of %d bytes", by.domid, used, limit)
             self.held[channel] = time.monotonic() + HELD_SECONDS
             return False
         soft = quotas["soft-memory"]
         if soft and used >= soft:
-            self._say(by.domid, "soft", "domain %d uses %d bytes, more than its soft quota of %d", by.domid, used, soft)
+            self.say(by.domid, "soft", "domain %d uses %d bytes, more than its soft quota of %d", by.domid, used, soft)
         credit = self._credits.get(by.domid)
         if credit is not None and not self._refill(credit):
-            self._say(by.domid, "rate", "domain %d writes too fast while others have transactions open", by.domid)
+            self.say(by.domid, "rate", "domain %d writes too fast while others have transactions open", by.domid)
             self.held[channel] = time.monotonic() - credit.amount / self._rate()
             return False
         return True
@@ -127,9 +129,9 @@ class Gate:
         credit.at = now
         return credit.amount >= 0
 
-    def _say(self, domid: int, what: str, text: str, *arguments: object) -> None:
-        """A warning, not more often than is of use."""
-        now = time.monotonic()
-        if now - self._warned.get((domid, what), -WARN_SECONDS) >= WARN_SECONDS:
-            self._warned[domid, what] = now
-            log.warning(text, *arguments)
+    def say(self, domid: int, what: str, text: str, *arguments: object, level: int = logging.WARNING) -> None:
+        """A line in the log about what a domain does, not more often than is of use: it can do it all the time."""
+        now, told = time.monotonic(), self._told.setdefault(domid, {})
+        if now - told.get(what, -WARN_SECONDS) >= WARN_SECONDS:
+            told[what] = now
+            log.log(level, text, *arguments)

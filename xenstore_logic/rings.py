@@ -282,7 +282,7 @@ class Rings:
         self._renewed[domid] = now
         try:
             if self._host.renew(domid):
-                log.info("domain %d connects anew", domid)
+                self.gate.say(domid, "anew", "domain %d connects anew", domid, level=logging.INFO)
                 self._loop.for_the_house(partial(core.perform, INTRODUCE, core.store.house, domid))
         except Later as e:
             self._loop.for_the_house(partial(domains.gone, core, e.domid))
@@ -329,7 +329,9 @@ class Rings:
         try:
             self._hypervisor.notify(by.port)
         except OSError as e:  # its event channel was given up, for a connection that is about to begin
-            log.info("domain %d cannot be notified: %s", by.domid, e.strerror)
+            self.gate.say(
+                by.domid, "deaf", "domain %d cannot be notified: %s", by.domid, e.strerror, level=logging.INFO
+            )
 
     def _outstanding(self, ring: Connection) -> int:
         channel = self._loop.channel(ring)
