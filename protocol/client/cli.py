@@ -251,6 +251,17 @@ def _control(client: Client, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _quota(client: Client, arguments: argparse.Namespace) -> int:
+    domid, name = arguments.domain, arguments.name
+    with _About(name or ("quotas" if domid is None else f"domain {domid}")):
+        if arguments.value is not None:
+            client.set_quota(name, arguments.value, domid)
+            return 0
+        for each in [name] if name else client.quota_names():
+            print(f"{each:<18} {client.get_quota(each, domid)}")
+    return 0
+
+
 # Command line
 
 
@@ -307,4 +318,8 @@ def _parser() -> argparse.ArgumentParser:
     watch.add_argument("path", nargs="+")
     control = command("control", _control, "Sends a command to the daemon and shows its answer; try help.")
     control.add_argument("word", nargs="+")
+    quota = command("quota", _quota, "Shows what domains may use, or sets it; 0 is unlimited.")
+    quota.add_argument("-d", "--domain", type=int, metavar="DOMID", help="of this domain, not of those to come")
+    quota.add_argument("name", nargs="?")
+    quota.add_argument("value", nargs="?", type=int)
     return parser

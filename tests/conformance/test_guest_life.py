@@ -303,12 +303,22 @@ def one_too_many(quota: str) -> tuple[int, Refused]:
         "node-size": (100, lambda g: g.outcome(Op.WRITE, strings("v") + b"x" * 100)),
         "path-max": (10, lambda g: g.outcome(Op.WRITE, strings("1234567890"))),
         "memory": (1000, lambda g: g.outcome(Op.WRITE, strings("v") + b"x" * 1000)),
+        "transaction-nodes": (1, in_a_transaction),
     }
     return requests[quota]
 
 
+def in_a_transaction(guest: Guest) -> str | bytes:
+    """What the guest is told when it makes a node in a transaction of its own, which it gives up again."""
+    tx = guest.start()
+    told = guest.outcome(Op.MKDIR, strings("t"), tx=tx)
+    guest.abort(tx)
+    return told
+
+
 every_quota = pytest.mark.parametrize(
-    "quota", ["nodes", "watches", "transactions", "node-permissions", "node-size", "path-max", "memory"]
+    "quota",
+    ["nodes", "watches", "transactions", "node-permissions", "node-size", "path-max", "memory", "transaction-nodes"],
 )
 
 

@@ -25,6 +25,8 @@ class Tree:
     def __init__(self) -> None:
         self.values: dict[bytes, bytes] = {b"/": b""}
         self.perms: dict[bytes, bytes] = {}
+        self.quotas = {b"": {b"nodes": 1000, b"watches": 128}, b"7": {b"nodes": 10, b"watches": 11}}
+        """By domid, the global ones under none."""
         self.conflicts = 0
         self.commits = 0
 
@@ -63,6 +65,15 @@ class Tree:
                     self.conflicts -= 1
                     raise StoreError("EAGAIN")
                 self.commits += 1
+            case Op.GET_QUOTA:
+                *domid, name = strings(payload) or [b""]
+                quotas = self.quotas.get(b"".join(domid))
+                if quotas is None:
+                    raise StoreError("ENOENT")
+                return b"%d\0" % quotas[name] if name else b" ".join(quotas) + b"\0"
+            case Op.SET_QUOTA:
+                *domid, name, number = strings(payload)
+                self.quotas[b"".join(domid)][name] = int(number)
             case Op.CONTROL:
                 return b" ".join(strings(payload)) + (b"\n\0" if payload.startswith(b"line") else b"\0")
         return b"OK\0"
@@ -251,6 +262,16 @@ def test_watch_can_leave_out_what_lies_deeper(run: Run) -> None:
 def test_control_shows_the_answer_with_a_newline(run: Run) -> None:
     assert run("control", "print", "word") == (0, "print word\n", "")
     assert run("control", "line") == (0, "line\n", "")
+
+
+def test_quotas_are_shown_and_set_for_all_and_for_one_domain(run: Run) -> None:
+    assert run("quota") == (0, "nodes              1000\nwatches            128\n", "")
+    assert run("quota", "-d", "7", "nodes") == (0, "nodes              10\n", "")
+    assert run("quota", "-d", "7", "nodes", "5000") == (0, "", "")
+    assert run("quota", "-d", "7") == (0, "nodes              5000\nwatches            11\n", "")
+    assert run("quota", "watches", "50") == (0, "", "")
+    assert run("quota", "watches") == (0, "watches            50\n", "")
+    assert run("quota", "-d", "9") == (1, "", "protocol.client: domain 9: No such file or directory (ENOENT)\n")
 
 
 # Failing
