@@ -25,7 +25,7 @@ try:
 except ImportError:  # no compiler when this was installed
     _lanes = None  # type: ignore[assignment]  # an optional module
 
-from recovery_box.box import CONTROL_SIZE, REGION_SIZE, Box
+from recovery_box.box import CONTROL_SIZE, REGION_SIZE, SLOT_SIZE, Box
 
 M32: Final = 0xFFFFFFFF
 MASK: Final = REGION_SIZE - 1
@@ -79,6 +79,18 @@ def is_idle(box: Box, slot: int) -> bool:
     words, i = box.words.view, box.slot_word(slot)
     received, sent, done = words[i + _IN_HEADER + _BYTES], words[i + _OUT_HEADER + _BYTES], words[i + _DONE]
     return ((received >> 32) + received) & M32 == done >> 32 and ((sent >> 32) + sent - done) & M32 == 0
+
+
+def owner_of(box: Box, slot: int) -> int:
+    """For whom a slot was prepared."""
+    return box.words[box.slot_word(slot) + _OWNER]
+
+
+def unfinished_slots(box: Box, count: int) -> list[int]:
+    """Which of the first `count` slots, all of them allocated, have something left to do; whoever used them is dead."""
+    if _lanes is None:
+        return [slot for slot in range(count) if not is_idle(box, slot)]
+    return _lanes.unfinished(box.address + box.slot_word(0) * 8, SLOT_SIZE, count)
 
 
 def stage_of(box: Box, slot: int) -> int:

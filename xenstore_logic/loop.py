@@ -139,26 +139,34 @@ class Loop:
         """A new connection.  Most have already sent their first request."""
         self.serve(self.add(connection), _IN)
 
-    def recover(self, last: Record | None) -> None:
-        """Continues for a Logic that died: finishes the last published record, then whatever else was begun."""
-        box, rings, connections = self._box, self.rings, self.core.store.items.connections
-        unfinished = []
-        for connection in connections:
-            if connection.socket:
-                self._listen(connection)
-            elif rings is not None:
-                rings.inherit(connection)
-            if connection.pending.chunks or connection.overflowed or not is_idle(box, connection.slot):
-                unfinished.append(connection)
+    def inherit(self, sockets: dict[int, Connection]) -> None:
+        """Begins with all sockets, by descriptor; the epoll set holds them already."""
+        self._sleeping = sockets
+
+    def recover(self, last: Record | None, begun: list[Connection] | None = None) -> None:
+        """Continues for a Logic that died: finishes the last published record, then whatever else was begun.
+
+        What was begun is looked for if nobody knows.
+        """
+        rings, connections = self.rings, self.core.store.items.connections
+        if rings is not None:
+            for domain in self.core.store.domains.known:
+                if domain.connection is not None:
+                    rings.inherit(domain.connection)
+        unfinished = [c for c in connections if self._is_unfinished(c)] if begun is None else begun
         for output in map(Output._make, last.outputs if last is not None else ()):
             to = connections.get(output.connection)
             if to is not None and last is not None:
                 self.channel(to).repeat(output, last.head if output.connection == last.connection else None)
                 self._dirty[self.channel(to)] = None
         for connection in unfinished:
-            self._continue(self.channel(connection))
+            if not connection.closed:
+                self._continue(self.channel(connection))
         if rings is not None:
             rings.recover()
+
+    def _is_unfinished(self, by: Connection) -> bool:
+        return bool(by.pending.chunks) or by.overflowed or not is_idle(self._box, by.slot)
 
     def _continue(self, channel: Channel) -> None:
         lane, by = channel.lane, channel.connection

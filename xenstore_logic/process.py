@@ -51,6 +51,7 @@ def run_logic(inheritance: Inheritance) -> int:
     apply_trace_settings(core)
     loop = Loop(core, inheritance.box, inheritance.producer(), inheritance.epoll, inheritance.wake)
     loop.poison = inheritance.poison
+    loop.inherit(inheritance.sockets)
 
     def take() -> None:
         given = inheritance.handover.take()
@@ -68,7 +69,7 @@ def run_logic(inheritance: Inheritance) -> int:
     loop.punish(inheritance.penalties)
     policy = read_policy(core)
     turns = _pinned_turns(loop, inheritance.line, policy) if policy.alone else None
-    loop.recover(inheritance.last)
+    loop.recover(inheritance.last, inheritance.begun)
     return _serve_alone(loop, turns) if turns is not None else Guest(loop).run()
 
 

@@ -69,6 +69,10 @@ class Inheritance:
     line: Line
     hypervisor: Hypervisor | None
     """None when there is none: sockets only."""
+    sockets: dict[int, Connection]
+    """By descriptor; the epoll set holds them all."""
+    begun: list[Connection] | None
+    """Connections that have something left to do; None if every one must be looked at."""
     last: Record | None
     """The last record applied; its output may not have been made."""
     sequence: int
@@ -154,7 +158,7 @@ class Keeper:
             else None
         )
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        self._restarts = Restarts(self.store, box)
+        self._restarts = Restarts(self.store, box, self._reception.at)
         self._hung = self._distrusted = False
         self._pinned = 0
         """The connection for which alone this Logic may act; 0 for all."""
@@ -165,6 +169,7 @@ class Keeper:
         self._logic_pid = 0
         self._logic_fd = -1
         self._started = 0.0
+        self._first_beat = 0
         self._stopping = False
         self._signals_read, self._signals_write = socket.socketpair()
         self.reopen_logs: Callable[[], None] = lambda: None
@@ -209,6 +214,8 @@ class Keeper:
             self._applier.trim()
             self._watch_over_logic()
             self._write_down()
+            if self.box.words[W_BEAT] != self._first_beat:
+                self._reception.sockets.fill()  # not sooner: the new Logic serves first
             self._wait(quiet)
         self._stop()
 
@@ -223,7 +230,7 @@ class Keeper:
     def _wait(self, quiet: int) -> None:
         words = self.box.words
         timeout = TICK if self._consumer.empty else 0
-        if quiet > AWAKE_TICKS:
+        if quiet > AWAKE_TICKS and self._reception.sockets.complete:
             words[W_ASLEEP] = 1
             timeout = SLEEP if self._consumer.empty else 0
         self._patience = timeout
@@ -317,8 +324,7 @@ class Keeper:
         self._line = Line()
         if self._hypervisor is not None:
             self._hypervisor.before_fork()
-        self._logic_epoll.close()
-        self._logic_epoll = select.epoll()  # a new one: nothing that the last Logic waited for concerns the next
+        last_epoll, self._logic_epoll = self._logic_epoll, self._reception.sockets.take()
         inheritance = Inheritance(
             self.store,
             self.box,
@@ -326,6 +332,8 @@ class Keeper:
             self._reception.handover,
             self._line,
             self._hypervisor,
+            self._reception.sockets.by_fd,
+            self._begun(),
             self._applier.last,
             self._consumer.sequence,
             self._restarts.poison(),
@@ -336,11 +344,14 @@ class Keeper:
             self._bell,
         )
         self._started = time.monotonic()
+        self._first_beat = self.box.words[W_BEAT]
         # A signal for the new Logic must not reach the handlers it still shares with State.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         self._logic_pid = _fork()
         if not self._logic_pid:
+            last_epoll.close()
             self._be_logic(inheritance)
+        self._reception.sockets.renew(last_epoll)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         self._reception.after_fork()
         self._line.in_keeper()
@@ -351,6 +362,13 @@ class Keeper:
         self._pulse.begin(time.monotonic())
         self._epoll.register(self._logic_fd, select.EPOLLIN)
         self._write_pid()
+
+    def _begun(self) -> list[Connection] | None:
+        """Connections at which a new Logic has something to finish."""
+        unfinished = self._reception.unfinished()
+        if unfinished is None:
+            return None
+        return list({c.id: c for c in (*unfinished, *self._applier.waiting)}.values())
 
     def _be_logic(self, inheritance: Inheritance) -> None:
         status = 1

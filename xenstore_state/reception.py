@@ -14,8 +14,9 @@ from recovery_box import custody
 from recovery_box.box import Box, BoxFull
 from recovery_box.custody import Handover
 from recovery_box.items import Connection
-from recovery_box.lanes import prepare_slot
+from recovery_box.lanes import owner_of, prepare_slot, unfinished_slots
 from xenstore_state.domains import PRIVILEGED
+from xenstore_state.sockets import Sockets
 from xenstore_state.store import Store
 from xenstore_state.survival import Survival
 
@@ -40,6 +41,7 @@ class Reception:
         self._epoll = epoll
         self._first_number = first_number
         self.handover = Handover()
+        self.sockets = Sockets()
         self._queue: deque[Connection] = deque()
         self._blocked = False
         self._survival = survival
@@ -53,6 +55,9 @@ class Reception:
         """Goes on for a State that died: slots in use are those of connections and offers there are."""
         offers = self._store.domains.offers.values()
         taken = {c.slot for c in self._store.items.connections} | {offer.slot for offer in offers}
+        for connection in self._store.items.connections:
+            if connection.socket:
+                self.sockets.add(connection)
         self._next_id = next_id
         self._used = 1 + max(taken, default=-1)
         self._free = [slot for slot in range(self._used) if slot not in taken]
@@ -83,6 +88,24 @@ class Reception:
         """A slot may be used again."""
         self._free.append(slot)
 
+    def unfinished(self) -> list[Connection] | None:
+        """Connections whose lanes have something left to do; None if the box does not say whose they are."""
+        found, unknown = [], []
+        for slot in unfinished_slots(self._box, self._used):
+            connection = self.at(slot)
+            if connection is not None:
+                found.append(connection)
+            else:
+                unknown.append(slot)
+        return found if set(unknown) <= set(self._free) else None
+
+    def at(self, slot: int) -> Connection | None:
+        """The connection that has a slot, if the box still says for whom it was prepared."""
+        if slot >= self._used:
+            return None
+        connection = self._store.items.connections.get(owner_of(self._box, slot))
+        return connection if connection is not None and connection.slot == slot else None
+
     def _next_slot(self) -> int:
         return self._free[-1] if self._free else self._used
 
@@ -105,6 +128,7 @@ class Reception:
             if self._survival is not None:
                 self._survival.closed(connection)
             if connection.socket:
+                self.sockets.drop(connection)
                 os.close(connection.fd)
             self._free.append(connection.slot)
         self._store.closed.clear()
@@ -146,6 +170,7 @@ class Reception:
         self._queue.append(connection)
         self._hand_over()
         self._store.connect(connection)
+        self.sockets.add(connection)
         return True
 
     def resume(self) -> None:

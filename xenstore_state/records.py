@@ -131,16 +131,24 @@ class Applier:
         self.store = store
         self._made = made
         self._waiting: dict[int, Connection] = {}
-        """Connections that may have pending output."""
+        """Connections that may have pending output, or have let too much of it pile up."""
+        for connection in store.items.connections:
+            if connection.pending.chunks or connection.overflowed:
+                self._waiting[connection.id] = connection
         self.last: Record | None = None
         """The last record applied.  Its output may not have reached the regions: a new Logic sees to that."""
+
+    @property
+    def waiting(self) -> list[Connection]:
+        """Connections that may have pending output, or have let too much of it pile up."""
+        return [connection for connection in self._waiting.values() if not connection.closed]
 
     def trim(self) -> None:
         """Forgets pending output that has moved on; to be called every now and then."""
         for number, connection in list(self._waiting.items()):
             if not connection.closed:
                 connection.pending.trim(self._made(connection))
-            if connection.closed or not connection.pending.chunks:
+            if connection.closed or not (connection.pending.chunks or connection.overflowed):
                 del self._waiting[number]
 
     def apply(self, body: bytes, check: Callable[[Record], None] | None = None) -> Record:

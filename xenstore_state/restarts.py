@@ -12,9 +12,11 @@ import enum
 import logging
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from recovery_box.box import NO_REQUEST, W_ACTIVE, Box
+from recovery_box.items import Connection
 from recovery_box.lanes import M32, input_consumed
 from xenstore_state.store import Store
 
@@ -110,8 +112,10 @@ class Penalty(NamedTuple):
 class Restarts:
     """All restarts since the daemon's start."""
 
-    def __init__(self, store: Store, box: Box) -> None:
+    def __init__(self, store: Store, box: Box, at: Callable[[int], Connection | None]) -> None:
+        """`at` knows who has a slot of the box."""
         self._store = store
+        self._at = at
         self._box = box
         self._tries: dict[tuple[int, int], list[int]] = {}
         self._penalties: dict[int, Penalty] = {}
@@ -148,10 +152,10 @@ class Restarts:
         if active == NO_REQUEST:
             return None
         slot, head = active >> 32, active & M32
-        for connection in self._store.items.connections:
-            if connection.slot == slot and input_consumed(self._box, slot) == head:
-                return connection.id, head
-        return None
+        connection = self._at(slot)
+        if connection is None or input_consumed(self._box, slot) != head:
+            return None
+        return connection.id, head
 
     def _punish(self, number: int) -> None:
         now = time.monotonic()

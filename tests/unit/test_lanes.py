@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 
 from recovery_box import lanes
 from recovery_box.box import CONTROL_SIZE, REGION_SIZE, SLOT_SIZE, Box, BoxFull
-from recovery_box.lanes import M32, BestLane, CompiledLane, Lane, input_consumed, output_made, prepare_slot
+from recovery_box.lanes import (
+    M32,
+    BestLane,
+    CompiledLane,
+    Lane,
+    input_consumed,
+    output_made,
+    owner_of,
+    prepare_slot,
+    unfinished_slots,
+)
 from tests.model.support import examples
 
 KINDS = [Lane] if BestLane is Lane else [Lane, CompiledLane]
@@ -323,3 +333,28 @@ def test_lanes_touch_no_slot_but_their_own(
 def test_there_are_only_so_many_slots(box: Box) -> None:
     with pytest.raises(BoxFull):
         prepare_slot(box, 3, 1)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_slots_with_something_left_to_do_are_found(
+    box: Box, pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
+    if compiled and BestLane is Lane:
+        pytest.skip("the lanes are not compiled")
+    if not compiled:
+        monkeypatch.setattr(lanes, "_lanes", None)
+    ours, theirs = pair
+    for slot in range(3):
+        prepare(box, M32 - 1, M32 - 1, slot)
+    reading, writing = (Lane(box, slot, ours.fileno()) for slot in (1, 2))
+    assert unfinished_slots(box, 3) == []
+    theirs.send(b"abc")
+    reading.receive()
+    writing.put(b"reply", writing.made)
+    writing.publish(writing.head, (writing.made + 5) & M32)
+    assert unfinished_slots(box, 3) == [1, 2]
+    assert [owner_of(box, slot) for slot in (1, 2)] == [2, 3]
+    assert unfinished_slots(box, 2) == [1]
+    reading.publish((reading.head + 3) & M32, reading.made)
+    writing.send()
+    assert unfinished_slots(box, 3) == []

@@ -214,6 +214,9 @@ class World:
         self.epoll.close()
         self.epoll = select.epoll()
         store = copy.deepcopy(self.store)
+        for connection in store.items.connections:
+            if connection.socket:
+                self.epoll.register(connection.fd, select.EPOLLIN)
         self.registrar.tell_all()
         box = mortal_box(self.box, self.mortal)
         producer = Producer(box, self.consumer.sequence, self.drain)
@@ -221,6 +224,7 @@ class World:
         try:
             self.core = Core(store, HANDLERS, host)
             self.loop = Loop(self.core, box, producer, self.epoll, self.drain)
+            self.loop.inherit({c.fd: c for c in store.items.connections if c.socket})
             self.rings = Rings(self.loop, host, box)
             self.rings.listen()
             self.loop.recover(self.applier.last)

@@ -1,0 +1,90 @@
+"""The next Logic's epoll set: complete when it is taken, whatever came and went, and nobody else's."""
+
+import os
+import select
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from recovery_box.items import Connection
+from xenstore_state.sockets import PIECE, Sockets
+
+
+class Pairs:
+    """Connections with both ends in the test's hand."""
+
+    def __init__(self) -> None:
+        self.peers: dict[int, socket.socket] = {}
+        self._made = 0
+
+    def connect(self) -> Connection:
+        ours, theirs = socket.socketpair()
+        self._made += 1
+        self.peers[ours.fileno()] = theirs
+        return Connection(self._made, self._made, ours.detach(), 0, True, True)
+
+    def close(self, connection: Connection) -> None:
+        os.close(connection.fd)
+        self.peers.pop(connection.fd).close()
+
+
+@pytest.fixture
+def pairs() -> Iterator[Pairs]:
+    made = Pairs()
+    yield made
+    for fd, peer in made.peers.items():
+        os.close(fd)
+        peer.close()
+
+
+def ready(taken: select.epoll, pairs: Pairs) -> set[int]:
+    """The descriptors that the set reports when every peer says something."""
+    for peer in pairs.peers.values():
+        peer.send(b"x")
+    return {fd for fd, _ in taken.poll(0, 1000)}
+
+
+def test_it_holds_all_sockets_however_many_are_still_missing(pairs: Pairs) -> None:
+    sockets = Sockets()
+    for _ in range(3 * PIECE):
+        sockets.add(pairs.connect())
+    sockets.fill()
+    assert not sockets.complete
+    with sockets.take() as taken:
+        assert ready(taken, pairs) == set(pairs.peers) == set(sockets.by_fd)
+
+
+def test_a_socket_that_has_ended_is_not_in_it_nor_one_that_had_its_number(pairs: Pairs) -> None:
+    sockets = Sockets()
+    early, late = pairs.connect(), pairs.connect()
+    sockets.add(early)
+    sockets.fill()
+    sockets.add(late)
+    copies = [
+        os.dup(connection.fd) for connection in (early, late)
+    ]  # Logic's: they would keep the kernel's entries alive
+    for connection in (early, late):
+        sockets.drop(connection)
+        pairs.close(connection)
+    sockets.add(again := pairs.connect())
+    assert again.fd in {early.fd, late.fd}
+    with sockets.take() as taken:
+        assert ready(taken, pairs) == {again.fd}
+    for fd in copies:
+        os.close(fd)
+
+
+def test_the_next_one_is_another_one_with_the_same_sockets(pairs: Pairs) -> None:
+    sockets = Sockets()
+    for _ in range(3):
+        sockets.add(pairs.connect())
+    first = sockets.take()
+    foreign = os.eventfd(1)
+    first.register(foreign, select.EPOLLIN)  # what a Logic does to its own set
+    sockets.renew(first)
+    sockets.add(pairs.connect())
+    with sockets.take() as taken:
+        assert first.closed
+        assert ready(taken, pairs) == set(pairs.peers)
+    os.close(foreign)

@@ -1,0 +1,91 @@
+"""Sockets that are served, and the epoll set that the next Logic will wait with, filled before it is needed.
+
+A micro-reboot then costs no system call for each connection.  No Logic ever had the set before it is taken: it is made after
+one fork for the next, and what a dead Logic was waiting for stays behind in that one's own.  Filling it is done in pieces, while
+State has nothing better to do; whoever takes it gets it complete.
+
+Knows nothing of what connections say.
+"""
+
+import logging
+import select
+from typing import Final
+
+from recovery_box.items import Connection
+
+log = logging.getLogger(__name__)
+
+PIECE: Final = 64
+"""Sockets added at a time."""
+
+
+class Sockets:
+    """All sockets, by descriptor, and the next Logic's epoll set."""
+
+    def __init__(self) -> None:
+        self.by_fd: dict[int, Connection] = {}
+        self._next: select.epoll | None = None
+        self._last: select.epoll | None = None
+        """The set of a Logic that is dead."""
+        self._missing: list[int] = []
+        """Descriptors that the next set does not hold yet, some of them closed meanwhile."""
+
+    def add(self, connection: Connection) -> None:
+        """A socket to be served from now on."""
+        self.by_fd[connection.fd] = connection
+        self._missing.append(connection.fd)
+
+    def drop(self, connection: Connection) -> None:
+        """A socket that has ended; to be called before its descriptor is closed."""
+        if self.by_fd.pop(connection.fd, None) is not None and self._next is not None:
+            try:
+                self._next.unregister(connection.fd)
+            except FileNotFoundError:
+                pass
+
+    @property
+    def complete(self) -> bool:
+        """Whether the next set holds every socket."""
+        return not self._missing
+
+    def fill(self, most: int = PIECE) -> None:
+        """Adds some of the sockets that are missing."""
+        if not self._missing:
+            return
+        self._begin()
+        assert self._next is not None
+        by_fd, register = self.by_fd, self._next.register
+        for fd in self._missing[-most:]:
+            if fd in by_fd:
+                try:
+                    register(fd, select.EPOLLIN)
+                except FileExistsError:
+                    pass
+                except OSError as e:  # the kernel has a limit for this, too
+                    log.error("connection %d cannot be waited for: %s", by_fd[fd].id, e.strerror)
+        del self._missing[-most:]
+
+    def take(self) -> select.epoll:
+        """The complete set, for a Logic; `renew` begins another one, which must not be done before the fork."""
+        self._begin()
+        while self._missing:
+            self.fill()
+        assert self._next is not None
+        taken, self._next = self._next, None
+        return taken
+
+    def renew(self, last: select.epoll) -> None:
+        """In State, after the fork: what is filled from now on is for the Logic after this one.
+
+        The `last` set is closed by and by.  That takes a moment for each socket in it, for whoever does it last: a new Logic,
+        which closes it as well, must come before State.
+        """
+        self._last = last
+        self._missing = list(self.by_fd)
+
+    def _begin(self) -> None:
+        if self._last is not None:
+            self._last.close()
+            self._last = None
+        if self._next is None:
+            self._next = select.epoll()
