@@ -26,13 +26,14 @@ from recovery_box.box import REGION_SIZE, W_ACTIVE, W_ASLEEP, W_BEAT, Box
 from recovery_box.custody import shut_down
 from recovery_box.items import Chunk, Connection
 from recovery_box.journal import Producer
-from recovery_box.lanes import M32, BestLane, is_idle
+from recovery_box.lanes import M32, BestLane, is_idle, output_made
 from xenstore_logic import domains
 from xenstore_logic.channels import Channel
 from xenstore_logic.core import Core, Performed
 from xenstore_logic.host import Later
 from xenstore_logic.rings import Rings
-from xenstore_state.effects import CHANGES_CONNECTIONS, CLOSE, DIGEST, ENDS_DOMAIN, NOTHING
+from xenstore_state.domains import PRIVILEGED
+from xenstore_state.effects import CHANGES_CONNECTIONS, CLOSE, DIGEST, ENDS_DOMAIN, INTRODUCE, NOTHING
 from xenstore_state.records import Output, Record, encode
 
 log = logging.getLogger(__name__)
@@ -156,7 +157,9 @@ class Loop:
         unfinished = [c for c in connections if self._is_unfinished(c)] if begun is None else begun
         for output in map(Output._make, last.outputs if last is not None else ()):
             to = connections.get(output.connection)
-            if to is not None and last is not None:
+            if to is None and last is not None and (last.kind, last.arguments) == (INTRODUCE, (PRIVILEGED,)):
+                self._answer_again(output.data)
+            elif to is not None and last is not None:
                 self.channel(to).repeat(output, last.head if output.connection == last.connection else None)
                 self._dirty[self.channel(to)] = None
         for connection in unfinished:
@@ -383,6 +386,7 @@ class Loop:
             lane.answer(reply, head)
             if kind in CHANGES_CONNECTIONS:
                 self._follow(kind, arguments)
+                self._answer_anew(by, reply)
             return
         self._publish_all(by, channel, reply, head, effect)
 
@@ -422,10 +426,18 @@ class Loop:
             self._answer_anew(by, reply)
 
     def _answer_anew(self, by: Connection, reply: bytes) -> None:
-        """A ring that has introduced its own domain again gets the answer on its new connection."""
+        """A ring that has introduced its own domain again (domain 0's: no other may) gets the answer on its new connection."""
         domain = self.core.store.domains.introduced(by.domid)
         if by.closed and reply and domain is not None and domain.connection is not None:
             channel = self.channel(domain.connection)
+            channel.lane.answer(reply, channel.lane.head)
+            self._dirty[channel] = None
+
+    def _answer_again(self, reply: bytes) -> None:
+        """The same for a Logic that died, unless that one had got so far."""
+        ring = self.core.store.domains.known.find(PRIVILEGED).connection
+        if ring is not None and not output_made(self._box, ring.slot):
+            channel = self.channel(ring)
             channel.lane.answer(reply, channel.lane.head)
             self._dirty[channel] = None
 

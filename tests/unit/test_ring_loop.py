@@ -530,7 +530,25 @@ def taken_over(world: World) -> list[object]:
     return [[(m.op, m.payload) for m in guest.take()], guest.words[REQ_CONS], list(world.xen.bound.values())]
 
 
-@pytest.mark.parametrize("scenario", [both, slow_reader, shutdowns, taken_over])
+def itself(world: World) -> list[object]:
+    """Domain 0 introduces itself anew, over the ring that this ends: the answer comes over the new one."""
+    dom0 = Guest(world, PRIVILEGED, 2)
+    said: list[object] = [world.toolstack.does(Op.INTRODUCE, b"0\0000\0002\0")]
+    dom0.looks()
+    for _ in range(2):
+        dom0.sends((Op.INTRODUCE, b"0\0000\0002\0"))
+        world.settle()
+        dom0.looks()
+        (answer,) = dom0.take()
+        said.append((answer.req_id == dom0.last_id, answer.payload))
+    said.append(dom0.does((Op.WRITE, b"/a\0b"), (Op.READ, b"/a\0")))
+    return said
+
+
+SCENARIOS: Final = [both, slow_reader, shutdowns, taken_over, itself]
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
 def test_death_before_each_single_store_is_not_noticed(box: Box, scenario: Callable[[World], list[object]]) -> None:
     """One run without death is counted; then there is one run for each of its stores."""
     world = World(box)
@@ -548,7 +566,7 @@ def test_death_before_each_single_store_is_not_noticed(box: Box, scenario: Calla
 
 
 @examples(40)
-@given(st.sampled_from([both, slow_reader, shutdowns, taken_over]), st.lists(st.integers(0, 120), max_size=30))
+@given(st.sampled_from(SCENARIOS), st.lists(st.integers(0, 120), max_size=30))
 def test_death_upon_death_is_not_noticed(
     box: Box, scenario: Callable[[World], list[object]], deaths: list[int]
 ) -> None:
