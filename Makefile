@@ -4,6 +4,7 @@
 # test-restarts  conformance, clients and guests while Logic is restarted every 50 ms, and for every request
 # lint  formatting, lint rules and types
 # bench this daemon, C xenstored and oxenstored side by side: a quarter of an hour; bench-quick: two minutes
+# bench-micro  parts of this daemon alone, and what a READ and a WRITE are made of
 # bench-restart  what a restart costs, beside live updates of C xenstored and oxenstored (BENCH=--quick: about a minute)
 # clean everything that these targets made
 
@@ -15,7 +16,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.stamp
 PLOTS := $(VENV)/.plots
 
-.PHONY: run test test-xen test-restarts lint format bench bench-quick bench-restart clean
+.PHONY: run test test-xen test-restarts lint format bench bench-quick bench-micro bench-restart clean
 .DEFAULT_GOAL := test
 
 ifeq ($(PYTHON),)
@@ -59,6 +60,9 @@ bench: $(PLOTS)
 
 bench-quick: $(PLOTS)
 	$(PY) -m bench --quick $(BENCH)
+
+bench-micro: $(PLOTS)
+	$(PY) -m bench.micro $(BENCH)
 
 bench-restart: $(PLOTS)
 	$(PY) -m bench.restart $(BENCH)

@@ -69,7 +69,8 @@ class NoBuild(Exception):
 
 def build_of(python: Path | str) -> Build:
     """The build that `python` runs. Raises NoBuild."""
-    command = [str(python), *([] if str(python) == sys.executable else ["-P"]), "-c", _QUESTION]
+    here = str(python) == sys.executable and not sys.flags.safe_path
+    command = [str(python), *([] if here else ["-P"]), "-c", _QUESTION]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     except OSError as error:

@@ -40,8 +40,8 @@ class Stand:
         self.client.setblocking(False)
         self.producer = Producer(self.box, 0, self.drain)
         self.core = Core(Store(), HANDLERS)
-        self._epoll = select.epoll()
-        self.loop = Loop(self.core, self.box, self.producer, self._epoll, lambda: None)
+        self.epoll = select.epoll()
+        self.loop = Loop(self.core, self.box, self.producer, self.epoll, lambda: None)
         self.connection = Connection(CONNECTION, SLOT, self._server.fileno(), PRIVILEGED, True, True)
         self.core.store.connect(self.connection)
         self.channel = self.loop.add(self.connection)
@@ -63,7 +63,7 @@ class Stand:
 
     def close(self) -> None:
         """The end."""
-        self._epoll.close()
+        self.epoll.close()
         self.client.close()
         self._server.close()
         self.box.unlink()

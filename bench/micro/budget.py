@@ -1,0 +1,215 @@
+"""Where the microseconds of a READ and of a WRITE go: the parts of `bench.micro` beside what is measured end to end.
+
+For: `bench.micro.__main__`; `python -m bench.micro.budget` makes BUDGET.md anew from the parts measured last.
+Guarantees: the stages add up to the measured round trip, because what no stage accounts for stands in lines of its own, with
+its sign; no figure is typed by hand.
+Does not know: how a part is measured.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from bench.interpreter import Build, build_of
+from bench.load_client import LoadClient
+from bench.machine import conditions_now
+from bench.micro.parts import CALL, PARTS, STEP
+from bench.subject import Cores, pin
+from bench.table import aligned
+from tests.oracle.daemons import OurDaemon, short_run_dir
+
+ROUNDS, SECONDS, DEADLINE = 7, 0.3, 60.0
+RESULT = Path(__file__).parents[1] / "results" / "micro.json"
+TARGET = Path(__file__).parents[1] / "BUDGET.md"
+
+METHOD = """\
+Made by `make bench-micro`; no figure is typed. All are microseconds.
+
+- The round trip, and the CPU time that the load client, Logic and State spend on one, are measured on a running daemon: the load
+  client sends one request after the other, client and Logic on one core, State on another; medians of {rounds} rounds of means.
+- The stages are micro-benchmarks (pyperf, medians over {processes} processes) of the very functions, in one process with a socket
+  pair, each in the state in which the daemon calls it; what the harness costs is subtracted.
+- *The loop itself* is a whole turn of the loop, measured in the same way, without the stages inside of it.
+- *In the daemon* is what Logic uses beyond such a turn when it runs beside a client: caches and branch predictors that the other
+  process has used meanwhile, waking up, being switched to and from, which the kernel bills to either.
+- *Nobody* is time in which neither of them runs.
+"""
+
+
+class Parts(NamedTuple):
+    """Microseconds of each part, the harness subtracted, and how many processes measured it."""
+
+    us: Mapping[str, float]
+    raw: Mapping[str, float]
+    processes: int
+
+
+class Trip(NamedTuple):
+    """One request of a running daemon, in microseconds."""
+
+    whole: float
+    client: float
+    logic: float
+    state: float
+
+
+class Stage(NamedTuple):
+    """One line of a budget; `inside` names the line that it is a part of."""
+
+    title: str
+    us: float
+    inside: bool = False
+
+
+def build() -> Build:
+    """The build whose functions are measured here: this interpreter's."""
+    return build_of(sys.executable)
+
+
+def read(path: Path) -> Parts:
+    """What pyperf has written."""
+    document = json.loads(path.read_text())
+    raw, processes = {}, 0
+    for benchmark in document["benchmarks"]:
+        name = benchmark.get("metadata", {}).get("name") or document["metadata"]["name"]
+        values = [value for run in benchmark["runs"] for value in run.get("values", ())]
+        processes = max(processes, sum("values" in run for run in benchmark["runs"]))
+        raw[name] = median(values) * 1e6
+    stepped = {part.name: part.stepped for part in PARTS}
+    us = {name: value - raw[STEP if stepped.get(name) else CALL] for name, value in raw.items()}
+    return Parts(us, raw, processes)
+
+
+def measure() -> dict[str, Trip]:
+    """READ and WRITE of a running daemon."""
+    cores = Cores.chosen(single_core=False)
+    with short_run_dir() as run_dir, OurDaemon(run_dir) as daemon, LoadClient(daemon.socket, daemon.xen_dir) as client:
+        pin([client.pid, daemon.serving_pid()], cores.serving)
+        pin([daemon.pid], cores.beside)
+        return {kind: _trip(client, daemon, kind) for kind in ("read", "write")}
+
+
+def _trip(client: LoadClient, daemon: OurDaemon, kind: str) -> Trip:
+    """The CPU time of each process is taken in rounds of its own, in turn."""
+    trips = []
+    for _ in range(ROUNDS):
+        by_process = []
+        for pid in (daemon.logic_pid(), daemon.pid):
+            client.command(f"pids {pid}", DEADLINE)
+            by_process.append(client.command(f"socket {kind} {SECONDS}", DEADLINE))
+        logic, state = by_process
+        figures = (logic["mean_us"], logic["client_us"], logic["cpu_us"], state["cpu_us"])
+        trips.append(Trip(*map(float, figures)))
+    return Trip(*(median(values) for values in zip(*trips, strict=True)))
+
+
+def read_stages(us: Mapping[str, float], trip: Trip) -> list[Stage]:
+    """A READ, from the client's request to its reply."""
+    handler = [
+        Stage("the path: checked, its names", us["path: as a handler takes it"], True),
+        Stage("lookup", us["lookup"], True),
+        Stage("permission check", us["permission: toolstack"], True),
+        Stage("the reply encoded", us["reply: encode"], True),
+    ]
+    stages = [*_comes_in(us), *_split("handler", us["handler: READ"], handler), *_goes_out(us)]
+    return _whole(stages, us["turn: READ"], trip)
+
+
+def write_stages(us: Mapping[str, float], trip: Trip) -> list[Stage]:
+    """A WRITE to a node that exists."""
+    handler = [
+        Stage("the path: checked, its names", us["path: as a handler takes it"], True),
+        Stage("the effect: lookup, permission check, new value", us["effect: WRITE"], True),
+        Stage("the reply encoded", us["reply: encode"], True),
+    ]
+    stages = [
+        *_comes_in(us),
+        *_split("handler", us["handler: WRITE"], handler),
+        Stage("record encoded", us["record: encode"]),
+        Stage("journal append", us["journal: append"]),
+        *_goes_out(us),
+    ]
+    return _whole(stages, us["turn: WRITE"], trip)
+
+
+def state_stages(us: Mapping[str, float], trip: Trip) -> list[Stage]:
+    """What State does for a WRITE, meanwhile, on another core."""
+    whole = "State: read and apply a WRITE"
+    stages = [
+        Stage("journal read", us["journal: read"]),
+        Stage("record decoded", us["record: decode"]),
+        Stage("the effect", us["effect: WRITE"]),
+    ]
+    rest = us[whole] - sum(stage.us for stage in stages)
+    stages.append(Stage("checks of the record and its outcome", rest))
+    return [*stages, Stage("in the daemon: waking up, waiting again", trip.state - us[whole])]
+
+
+def _comes_in(us: Mapping[str, float]) -> list[Stage]:
+    return [
+        Stage("readiness (epoll_wait)", us["readiness (epoll_wait)"]),
+        Stage("receive (recvmmsg)", us["lane: receive"]),
+        Stage("message cut out, header", us["lane: peek"] + us["header: unpack"]),
+    ]
+
+
+def _goes_out(us: Mapping[str, float]) -> list[Stage]:
+    return [
+        Stage("reply into its region", us["lane: answer"]),
+        Stage("send (sendmmsg)", us["lane: send"]),
+    ]
+
+
+def _split(title: str, whole: float, parts: Sequence[Stage]) -> list[Stage]:
+    rest = whole - sum(part.us for part in parts)
+    return [Stage(title, whole), *parts, Stage("dispatch, calls", rest, True)]
+
+
+def _whole(stages: list[Stage], turn: float, trip: Trip) -> list[Stage]:
+    inside = sum(stage.us for stage in stages if not stage.inside)
+    return [
+        Stage("the client: its CPU time, send and receive included", trip.client),
+        *stages,
+        Stage("the loop itself", turn - inside),
+        Stage("in the daemon", trip.logic - turn),
+        Stage("nobody", trip.whole - trip.client - trip.logic),
+    ]
+
+
+def table(stages: Sequence[Stage], whole: float, title: str) -> str:
+    """A budget as a Markdown table; its last line is the sum."""
+    total = sum(stage.us for stage in stages if not stage.inside)
+    rows = [["stage", "us", "share"], ["---"] * 3]
+    for stage in stages:
+        name = f"- {stage.title}" if stage.inside else stage.title
+        rows.append([name, f"{stage.us:.2f}", f"{stage.us / whole:.0%}"])
+    rows.append([f"**{title}**", f"**{total:.2f}**", ""])
+    return aligned(rows)
+
+
+def markdown(parts: Parts, trips: Mapping[str, Trip], conditions: Mapping[str, str]) -> str:
+    """BUDGET.md."""
+    reading, writing = trips["read"], trips["write"]
+    rows = [["part", "us"], ["---"] * 2]
+    rows += [[name, f"{parts.raw[name] if name in {CALL, STEP} else us:.3f}"] for name, us in parts.us.items()]
+    sections = [
+        "# Where the time goes",
+        METHOD.format(rounds=ROUNDS, processes=parts.processes),
+        "## A READ",
+        table(read_stages(parts.us, reading), reading.whole, "round trip, measured"),
+        "## A WRITE",
+        table(write_stages(parts.us, writing), writing.whole, "round trip, measured"),
+        "Beside it, on the other core, State applies the record:",
+        table(state_stages(parts.us, writing), writing.state, "CPU time of State a WRITE, measured"),
+        "## Every part",
+        aligned(rows),
+        "\n".join(f"- {key}: {value}" for key, value in conditions.items()),
+    ]
+    return "\n\n".join(section.strip() for section in sections) + "\n"
+
+
+if __name__ == "__main__":
+    TARGET.write_text(markdown(read(RESULT), measure(), conditions_now(build())))

@@ -1,0 +1,326 @@
+"""What is measured: the hot functions, each in the state in which the daemon calls it.
+
+For: `bench.micro.__main__`, `bench.micro.budget` (by name).
+Guarantees: every part leaves its store, lane and journal as it found them, so that it can be repeated for ever; building a
+part costs nothing until it is measured.
+Does not know: how often it is repeated, or what becomes of the figure.
+
+A *looped* part is called again and again; a *stepped* one has something before and behind it that is not measured. What a
+call or a step costs by itself is a part too (`CALL`, `STEP`), to be subtracted.
+"""
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import Final, NamedTuple
+
+from bench.stand import RECEIVE, Stand, request, write
+from protocol.ops import Op
+from protocol.paths import check_path, components
+from protocol.wire import ACK, HEADER, HEADER_SIZE, Framer, watch_event
+from recovery_box.journal import Consumer
+from xenstore_state.access import Subject, rights
+from xenstore_state.effects import PERFORM, WRITE, names_of
+from xenstore_state.records import decode, encode
+
+CALL: Final = "harness: a call"
+STEP: Final = "harness: a step"
+PATH: Final = b"/local/domain/5/device/vbd/51712/state"
+VALUE: Final = b"v" * 32
+READING: Final = request(Op.READ, PATH)
+WRITING: Final = write(PATH, VALUE)
+OTHER_WATCHES: Final = 10_000
+WATCHERS: Final = 10
+GUEST_ACL: Final = ((0, 5), (1, 7), (3, 9))
+
+Step = Callable[[], object]
+
+
+def nothing() -> None:
+    """What a harness costs by itself."""
+
+
+class Steps(NamedTuple):
+    """A step that is measured, with what is done before and behind it."""
+
+    before: Step
+    step: Step
+    behind: Step = nothing
+
+
+class Part(NamedTuple):
+    """One micro-benchmark."""
+
+    name: str
+    make: Callable[[], Step | Steps]
+    stepped: bool = False
+
+    @property
+    def timed(self) -> Callable[[int], float]:
+        """Seconds of so many repetitions, as pyperf wants them. What is measured is made at the first call."""
+        made: list[Step | Steps] = []
+
+        def timed(loops: int) -> float:
+            if not made:
+                made.append(self.make())
+            thing = made[0]
+            assert isinstance(thing, Steps) is self.stepped
+            return _stepped(thing, loops) if isinstance(thing, Steps) else _looped(thing, loops)
+
+        return timed
+
+
+def _looped(step: Step, loops: int) -> float:
+    turns = range(loops)
+    start = perf_counter()
+    for _ in turns:
+        step()
+    return perf_counter() - start
+
+
+def _stepped(steps: Steps, loops: int) -> float:
+    before, step, behind = steps
+    seconds = 0.0
+    for _ in range(loops):
+        before()
+        start = perf_counter()
+        step()
+        seconds += perf_counter() - start
+        behind()
+    return seconds
+
+
+def ready_stand() -> Stand:
+    """A stand whose nodes are there, and whose caches are warm."""
+    stand = Stand()
+    for _ in range(3):
+        stand.exchange(WRITING)
+        stand.exchange(READING)
+    stand.drain()
+    return stand
+
+
+# ---- what comes in
+
+
+def _header() -> Step:
+    return lambda: HEADER.unpack_from(READING)
+
+
+def _framer() -> Step:
+    framer = Framer()
+    return lambda: list(framer.feed(READING))
+
+
+def _path_check() -> Step:
+    return lambda: check_path(PATH)
+
+
+def _names_split() -> Step:
+    return lambda: components(PATH)
+
+
+def _names_remembered() -> Step:
+    return lambda: names_of(PATH)
+
+
+def _path() -> Step:
+    stand = ready_stand()
+    path, by = stand.core.path, stand.connection
+    return lambda: path(by, PATH)
+
+
+# ---- what is done
+
+
+def _lookup() -> Step:
+    tree, parts = ready_stand().core.store.tree, components(PATH)
+    return lambda: tree.find(parts)
+
+
+def _permission_toolstack() -> Step:
+    toolstack = Subject(0, privileged=True)
+    return lambda: rights(GUEST_ACL, toolstack)
+
+
+def _permission_guest() -> Step:
+    guest = Subject(9, privileged=False)
+    return lambda: rights(GUEST_ACL, guest)
+
+
+def _effect_write() -> Step:
+    stand = ready_stand()
+    perform, store, by = PERFORM[WRITE], stand.core.store, stand.connection
+    return lambda: perform(store, by, 0, PATH, VALUE)
+
+
+def _watch_match() -> Step:
+    stand = ready_stand()
+    for i in range(OTHER_WATCHES):
+        stand.exchange(request(Op.WATCH, b"/other/%d" % i, b"t"))
+        stand.drain()
+    match, parts = stand.core.store.watches.matching, components(PATH)
+    return lambda: match(parts)
+
+
+def _watch_match_some() -> Step:
+    stand = ready_stand()
+    for i in range(WATCHERS):
+        stand.exchange(request(Op.WATCH, PATH, b"t%d" % i))
+    stand.drain()
+    match, parts = stand.core.store.watches.matching, components(PATH)
+    return lambda: match(parts)
+
+
+def _handler(message: bytes) -> Step:
+    stand = ready_stand()
+    core, by, payload = stand.core, stand.connection, message[HEADER_SIZE:]
+    op = HEADER.unpack_from(message)[0]
+
+    def handle() -> None:
+        core.handle(by, op, 1, 0, payload)
+        core.effect = None
+
+    return handle
+
+
+# ---- what is published
+
+
+def _a_record(stand: Stand) -> tuple[object, ...]:
+    reply = HEADER.pack(Op.WRITE, 1, 0, len(ACK)) + ACK
+    return (1, 1000, WRITE, (0, PATH, VALUE), "", stand.core.store.tree.generation, ((1, 2000, reply, False, 0),))
+
+
+def _record_encode() -> Step:
+    record = _a_record(ready_stand())
+    return lambda: encode(record)
+
+
+def _record_decode() -> Step:
+    body = encode(_a_record(ready_stand()))
+    return lambda: decode(body)
+
+
+def _read_all(consumer: Consumer) -> None:
+    for _ in consumer.records():
+        pass
+
+
+def _journal_append() -> Steps:
+    stand = ready_stand()
+    body = encode(_a_record(stand))
+    return Steps(nothing, lambda: stand.producer.append(body), lambda: _read_all(stand.consumer))
+
+
+def _journal_read() -> Steps:
+    stand = ready_stand()
+    body = encode(_a_record(stand))
+    return Steps(lambda: stand.producer.append(body), lambda: _read_all(stand.consumer))
+
+
+def _apply() -> Steps:
+    stand = ready_stand()
+    return Steps(lambda: stand.exchange(WRITING), stand.drain)
+
+
+# ---- what goes out
+
+
+def _event() -> Step:
+    return lambda: watch_event(PATH, b"token")
+
+
+def _reply() -> Step:
+    return lambda: HEADER.pack(Op.READ, 1, 0, len(VALUE)) + VALUE
+
+
+# ---- the lane; these have a stand each
+
+
+def _receive() -> Steps:
+    stand = ready_stand()
+    lane, client = stand.channel.lane, stand.client
+    return Steps(lambda: client.send(READING), lane.receive, lambda: lane.publish(lane.fill, lane.made))
+
+
+def _peek() -> Steps:
+    stand = ready_stand()
+    lane = stand.channel.lane
+    stand.client.send(READING)
+    lane.receive()
+    return Steps(nothing, lambda: lane.peek(len(READING)))
+
+
+def _answer() -> Steps:
+    stand = ready_stand()
+    lane, client = stand.channel.lane, stand.client
+    reply = HEADER.pack(Op.READ, 1, 0, len(VALUE)) + VALUE
+
+    def empty() -> None:
+        lane.send()
+        client.recv(RECEIVE)
+
+    return Steps(nothing, lambda: lane.answer(reply, lane.head), empty)
+
+
+def _send() -> Steps:
+    stand = ready_stand()
+    lane, client = stand.channel.lane, stand.client
+    reply = HEADER.pack(Op.READ, 1, 0, len(VALUE)) + VALUE
+    return Steps(lambda: lane.answer(reply, lane.head), lane.send, lambda: client.recv(RECEIVE))
+
+
+def _readiness() -> Steps:
+    stand = ready_stand()
+    lane, client = stand.channel.lane, stand.client
+
+    def take() -> None:
+        lane.receive()
+        lane.publish(lane.fill, lane.made)
+
+    return Steps(lambda: client.send(READING), lambda: stand.epoll.poll(0, 64), take)
+
+
+def _turn(message: bytes) -> Steps:
+    stand = ready_stand()
+    client, turn = stand.client, stand.loop.turn
+
+    def take() -> None:
+        client.recv(RECEIVE)
+        stand.drain()
+
+    return Steps(lambda: client.send(message), lambda: turn(0), take)
+
+
+PARTS: Final = (
+    Part(CALL, lambda: nothing),
+    Part(STEP, lambda: Steps(nothing, nothing), stepped=True),
+    Part("readiness (epoll_wait)", _readiness, stepped=True),
+    Part("lane: receive", _receive, stepped=True),
+    Part("lane: peek", _peek, stepped=True),
+    Part("header: unpack", _header),
+    Part("framer: a message", _framer),
+    Part("path: check", _path_check),
+    Part("path: split", _names_split),
+    Part("path: names, remembered", _names_remembered),
+    Part("path: as a handler takes it", _path),
+    Part("lookup", _lookup),
+    Part("permission: toolstack", _permission_toolstack),
+    Part("permission: guest", _permission_guest),
+    Part("effect: WRITE", _effect_write),
+    Part("watches: match, 10k others", _watch_match),
+    Part("watches: match, 10 watchers", _watch_match_some),
+    Part("event: encode", _event),
+    Part("reply: encode", _reply),
+    Part("handler: READ", lambda: _handler(READING)),
+    Part("handler: WRITE", lambda: _handler(WRITING)),
+    Part("record: encode", _record_encode),
+    Part("journal: append", _journal_append, stepped=True),
+    Part("journal: read", _journal_read, stepped=True),
+    Part("record: decode", _record_decode),
+    Part("State: read and apply a WRITE", _apply, stepped=True),
+    Part("lane: answer", _answer, stepped=True),
+    Part("lane: send", _send, stepped=True),
+    Part("turn: READ", lambda: _turn(READING), stepped=True),
+    Part("turn: WRITE", lambda: _turn(WRITING), stepped=True),
+)
