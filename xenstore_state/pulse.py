@@ -7,7 +7,7 @@ hang.  Knows no processes and no clock.
 
 from typing import Final
 
-LATE: Final = 0.1
+LATE: Final = 0.01
 """How much later than it meant to the watcher may look, in seconds, for the time to count."""
 
 

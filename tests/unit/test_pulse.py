@@ -33,4 +33,4 @@ def test_another_logic_is_not_blamed_for_the_last_one(pulse: Pulse) -> None:
 def test_time_in_which_the_watcher_itself_stood_still_does_not_count(pulse: Pulse, meant: float) -> None:
     """A host short of processor time: State is back after a minute, and Logic had no more of it than State."""
     assert pulse.still(7, 160.0, meant) == pytest.approx(meant + LATE)
-    assert pulse.still(7, 160.05, meant) == pytest.approx(meant + LATE + 0.05)
+    assert pulse.still(7, 160.005, meant) == pytest.approx(meant + LATE + 0.005)
