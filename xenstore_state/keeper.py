@@ -18,7 +18,7 @@ from typing import Final
 
 from protocol.ring import ERROR_COMM
 from recovery_box import custody
-from recovery_box.box import W_ASLEEP, W_BEAT, Box
+from recovery_box.box import W_ACTIVE, W_ASLEEP, W_BEAT, Box
 from recovery_box.custody import Handover
 from recovery_box.items import Connection, ItemError
 from recovery_box.journal import Consumer, JournalCorrupt, Producer
@@ -452,8 +452,9 @@ class Keeper:
         self._tell_all()
 
     def _watch_over_logic(self) -> None:
-        """Kills a Logic that makes no more turns: a hang is a death."""
-        still = self._pulse.still(self.box.words[W_BEAT], time.monotonic(), self._patience)
+        """Kills a Logic that gets no further: a hang is a death."""
+        sign = self.box.words[W_BEAT], self.box.words[W_ACTIVE]  # another turn, or another request in this one
+        still = self._pulse.still(sign, time.monotonic(), self._patience)
         limit = self.watchdog * (1 + self.store.tree.size / NODES_FOR_ANOTHER)
         if self.watchdog and still > limit and self._logic_pid and not self._hung:
             log.error("Logic %d has not moved for %.1f s and is killed", self._logic_pid, still)
