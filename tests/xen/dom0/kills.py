@@ -37,7 +37,10 @@ WARM_UP = 20
 """Kills after which the daemon may not grow any more."""
 GROWTH_KB = 2048
 PAUSE = 0.1
-"""Seconds of work, at most, between the first answer of a Logic and its death."""
+"""Seconds of work, at most, between the first answer of a Logic and its death.
+
+While a disk is attached it may be as long as the first answer took: xl waits for ten seconds, however slow the machine is.
+"""
 SETTLING = 1.0
 """Seconds without a change after which a new Logic has settled in."""
 QUIET_TICKS = 100
@@ -52,7 +55,7 @@ class Seen:
     state_pid = 0
     kills = 0
     ticks = 0
-    attaching: "subprocess.Popen[bytes]"
+    attaching: "subprocess.Popen[bytes] | None" = None
 
 
 class Figures(NamedTuple):
@@ -98,11 +101,14 @@ def logic_is_killed_and_somebody_serves_again(host: Host) -> None:
         if number == WARM_UP:
             Seen.before = _figures(host)
             Seen.attaching = _attach(disk)
+        killed = time.monotonic()
         _tick(host)
         if number < kills:
-            time.sleep(random.random() * PAUSE)
+            attaching = Seen.attaching is not None and Seen.attaching.poll() is None
+            time.sleep(random.random() * max(PAUSE, time.monotonic() - killed if attaching else 0.0))
             _kill_logic()
     _tick(host)
+    assert Seen.attaching is not None
     expect(Seen.attaching.wait(GUEST_SECONDS), 0)
     Seen.after = _figures(host)
     host.note(
