@@ -1,5 +1,45 @@
-"""The one thing pyproject.toml cannot say: an extension that may be missing where there is no compiler."""
+"""What pyproject.toml cannot say: extensions that may be missing, for want of a compiler or because nobody asked for them.
+
+`_lanes` is compiled wherever there is a compiler.  With XOARSTORE_COMPILED=1 the typed modules on the way of a request are
+compiled too, by mypyc and as they stand: what they do is the same, in half the time (`docs/decisions/007`).
+"""
+
+import os
 
 from setuptools import Extension, setup
 
-setup(ext_modules=[Extension("recovery_box._lanes", ["recovery_box/_lanes.c"], optional=True)])
+HOT = [
+    *(f"protocol/{name}.py" for name in ("errors", "ops", "paths", "payload", "permissions", "wire", "ring")),
+    *(f"recovery_box/{name}.py" for name in ("box", "items", "journal", "lanes", "ringlane")),
+    *(
+        f"xenstore_state/{name}.py"
+        for name in (
+            "access",
+            "domains",
+            "effects",
+            "quotas",
+            "records",
+            "snapshots",
+            "store",
+            "transactions",
+            "tree",
+            "views",
+            "watches",
+        )
+    ),
+    *(f"xenstore_logic/{name}.py" for name in ("channels", "core", "gate", "loop", "requests", "rings", "trace")),
+]
+"""Modules on the way of a request; whatever else there is runs rarely."""
+
+
+def extensions() -> list[Extension]:
+    """What is to be compiled."""
+    lanes = Extension("recovery_box._lanes", ["recovery_box/_lanes.c"], optional=True)
+    if os.environ.get("XOARSTORE_COMPILED") != "1":
+        return [lanes]
+    from mypyc.build import mypycify  # noqa: PLC0415  # needed by nobody else
+
+    return [lanes, *mypycify(["--strict", *HOT], opt_level="2", debug_level="0")]
+
+
+setup(ext_modules=extensions())

@@ -82,9 +82,9 @@ class Core:
             body = run(self, by, tx_id, payload)
             if len(body) > PAYLOAD_MAX:
                 op, body = _ERROR, _E2BIG
-        except QuotaExceeded as e:
-            op, body = _ERROR, e.payload
-            self.refused(by, e)
+        except QuotaExceeded as quota:
+            op, body = _ERROR, quota.payload
+            self.refused(by, quota)
         except StoreError as e:
             op, body = _ERROR, e.payload
         return HEADER.pack(op, req_id, tx_id, len(body)) + body

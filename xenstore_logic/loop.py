@@ -198,7 +198,7 @@ class Loop:
         self.words[W_BEAT] += 1
         called = []
         if self._ready:
-            timeout = 0
+            timeout = 0.0
         elif rings is not None and rings.timed:
             timeout = rings.wait(timeout)
         if self._penalized:
@@ -232,7 +232,7 @@ class Loop:
         """Half a turn: waits, does whatever concerns no request, and says which connections are ready, with epoll's mask."""
         self.words[W_BEAT] += 1
         if self._ready:
-            timeout = 0
+            timeout = 0.0
         elif self.rings is not None and self.rings.timed:
             timeout = self.rings.wait(timeout)
         if self._penalized:

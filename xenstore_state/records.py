@@ -230,9 +230,9 @@ class Applier:
         outcome = ""
         try:
             effect.perform(self.store, by, *record.arguments)
-        except StoreError as e:
-            outcome = e.name
-            count_refusal(self.store, by, e)
+        except StoreError as refusal:
+            outcome = refusal.name
+            count_refusal(self.store, by, refusal)
         except (ItemError, LookupError, ValueError, TypeError) as e:
             raise BadRecord(f"effect {record.kind}: {e!r}") from None
         if outcome != record.outcome:
