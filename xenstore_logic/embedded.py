@@ -11,11 +11,13 @@ turn.effects               # what a daemon would have published before letting g
 store.feed(guest, b"...any bytes, in any pieces...")
 """
 
+from collections import defaultdict
 from typing import NamedTuple
 
 from protocol.wire import Framer, FramingViolation
 from recovery_box.items import Connection
 from xenstore_logic.core import Core, Performed
+from xenstore_logic.host import Host
 from xenstore_logic.requests import HANDLERS
 from xenstore_state.domains import PRIVILEGED
 from xenstore_state.store import Store
@@ -33,19 +35,27 @@ class Turn(NamedTuple):
 
 
 class Embedded:
-    """A store with connections that bytes are fed to."""
+    """A store with connections that bytes are fed to.
 
-    def __init__(self) -> None:
+    Without a `host` there are no domains but those that `connect` is told of; with one, INTRODUCE takes what it offers.
+    """
+
+    def __init__(self, host: Host | None = None) -> None:
         self.store = Store()
-        self.core = Core(self.store, HANDLERS)
-        self._framers: dict[int, Framer] = {}
+        self.core = Core(self.store, HANDLERS, host)
+        self._framers: defaultdict[int, Framer] = defaultdict(Framer)
+        self._last_id = 0
+
+    def new_id(self) -> int:
+        """An id for one more connection: a host needs it for its offers."""
+        self._last_id += 1
+        return self._last_id
 
     def connect(self, domid: int = PRIVILEGED, *, socket: bool | None = None) -> int:
         """A new connection's id: a socket of the privileged domain, or an introduced guest's ring."""
         if domid not in self.store.domains.known:
             self.store.domains.learn(domid, domid).introduced = True
-        number = len(self._framers) + 1
-        self._framers[number] = Framer()
+        number = self.new_id()
         privileged = domid == PRIVILEGED
         self.store.connect(Connection(number, -1, -1, domid, privileged, socket if socket is not None else privileged))
         return number

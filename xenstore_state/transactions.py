@@ -299,8 +299,8 @@ class Transaction(View):
         entry = (operation, parts, arguments, error, answer)
         if self.log:
             last = self.log[-1]
-            if last == entry:
-                return
+            if last == entry and (operation != "rm" or error):
+                return  # a removal that succeeds twice asks for more the second time: that the parent may be written
             if last[:2] == ("write", parts) and operation == "write" and not last[3] and not error:
                 self.log[-1] = entry  # nobody will know what it was in between
                 return

@@ -5,26 +5,37 @@ form and applies it to the copy, as State does; `check` compares all three.
 """
 
 import struct
+from collections.abc import Callable
 from typing import Final
 
+from protocol.errors import EINVAL
 from recovery_box.items import Connection
 from tests.model import reference
 from tests.model.nodes import PAYLOAD_MAX, SET_PERMS, WRITE, Entry, Node
 from tests.model.reference import Reference
-from xenstore_logic.embedded import Embedded, Turn
+from xenstore_logic import domains
+from xenstore_logic.core import Performed
+from xenstore_logic.embedded import Embedded
 from xenstore_state.access import IGNORED
+from xenstore_state.domains import Offer
 from xenstore_state.records import Applier, encode
 from xenstore_state.store import Store
 from xenstore_state.tree import Node as RealNode
 from xenstore_state.tree import walk
 
 HEADER: Final = struct.Struct("=IIII")
-SET_QUOTA: Final = 26
-QUOTAS: Final = {"watches": 6, "transactions": 4, "node-permissions": 5}
+REQ_ID: Final = 77
+QUOTAS: Final = {"nodes": 1000, "watches": 128, "transactions": 10, "node-permissions": 5}
+"""Those that the model knows, as they are by default."""
+LOW_QUOTAS: Final = {"nodes": 7, "watches": 6, "transactions": 4, "node-permissions": 4}
 """Of the guests: low enough to be met."""
 
 
-def messages(stream: bytes) -> list[tuple[int, int, int, bytes]]:
+Raw = tuple[int, int, int, bytes]
+"""A message: type, request id, transaction id, payload."""
+
+
+def messages(stream: bytes) -> list[Raw]:
     """Type, request id, transaction id and payload of each."""
     found = []
     while stream:
@@ -37,7 +48,7 @@ def messages(stream: bytes) -> list[tuple[int, int, int, bytes]]:
 
 def message(op: int, tx_id: int, payload: bytes) -> bytes:
     """One request."""
-    return HEADER.pack(op, 77, tx_id, len(payload)) + payload
+    return HEADER.pack(op, REQ_ID, tx_id, len(payload)) + payload
 
 
 def answer(store: Embedded, number: int, op: int, payload: bytes, tx_id: int = 0) -> bytes | str:
@@ -84,56 +95,183 @@ def seen(node: RealNode) -> Node:
     )
 
 
+class MadeUpXen:
+    """The host of an embedded core: whatever `exist` holds exists.  What Logic learns, State knows as well."""
+
+    def __init__(self) -> None:
+        self.exist: set[int] = set()
+        self.stores: list[Store] = []
+        self.new_id: Callable[[], int] = lambda: 0
+
+    def learn(self, domid: int) -> None:
+        """Makes a domain known that exists."""
+        for store in self.stores:
+            if domid in self.exist and domid not in store.domains.known:
+                store.domains.learn(domid, domid + 1)
+
+    def offer(self, domid: int, remote_port: int) -> None:
+        """A connection for a ring."""
+        self.learn(domid)
+        if domid not in self.exist:
+            raise EINVAL
+        number = self.new_id()
+        for store in self.stores:
+            store.domains.offers[domid] = Offer(number, -1, remote_port, remote_port)
+
+
 class Harness:
-    """All three, with the toolstack connected as number 1 and a home for each guest."""
+    """What any store under test is asked through: the model judges what comes of each request.
 
-    def __init__(self, guests: tuple[int, ...]) -> None:
-        self.store, self.model, self.twin = Embedded(), Reference(QUOTAS), Store()
-        self.applier = Applier(self.twin, lambda connection: 0)
-        toolstack = self.connect(0)
+    Connections have numbers, the same for model and store.  Number 1 is a toolstack's socket, which gives each guest a
+    home, a ring and low quotas.  `script` tells what was done, for who reads a failure.
+    """
+
+    def __init__(self, guests: tuple[int, ...], quotas: dict[str, int] | None = None) -> None:
+        self.model = Reference(QUOTAS)
+        self.script: list[str] = []
+        self.toolstack = self.connect()
         for domid in guests:
-            self.connect(domid)
+            self.create(domid)
             home = b"/local/domain/%d" % domid
-            self.ask(toolstack, WRITE, 0, home + b"\0")
-            self.ask(toolstack, SET_PERMS, 0, home + b"\0n%d\0" % domid)
-            for name, value in QUOTAS.items():
-                self.ask(toolstack, SET_QUOTA, 0, b"%d\0%s\0%d\0" % (domid, name.encode(), value))
+            self.ask(self.toolstack, WRITE, 0, home + b"\0")
+            self.ask(self.toolstack, SET_PERMS, 0, home + b"\0n%d\0" % domid)
+            self.introduce(domid)
+            for name, value in (LOW_QUOTAS if quotas is None else quotas).items():
+                self.ask(self.toolstack, reference.SET_QUOTA, 0, b"%d\0%s\0%d\0" % (domid, name.encode(), value))
 
-    def connect(self, domid: int) -> int:
-        """A new connection's number: a socket of domain 0, or a guest's ring."""
-        number = self.store.connect(domid)
-        self.model.connect(number, domid, socket=domid == 0)
-        if domid not in self.twin.domains.known:
-            self.twin.domains.learn(domid, domid).introduced = True
-        self.twin.connect(Connection(number, -1, -1, domid, domid == 0, domid == 0))
+    def connect(self) -> int:
+        """The number of a new socket."""
+        number = self.model.connect(0, socket=True)
+        self.open_socket(number)
         return number
 
     def disconnect(self, number: int) -> None:
-        """The peer is gone."""
-        self.store.disconnect(number)
+        """A socket is closed."""
+        self.script.append(f"{number} closes")
         self.model.disconnect(number)
-        self.twin.disconnect(self.twin.items.connections.find(number))
+        self.close_socket(number)
+
+    def create(self, domid: int) -> None:
+        """The hypervisor makes a domain."""
+        self.script.append(f"domain {domid} is created")
+        self.model.exist.add(domid)
+        self.create_domain(domid)
+
+    def introduce(self, domid: int) -> int:
+        """The toolstack introduces a domain.  The number of its connection."""
+        self.ask(self.toolstack, reference.INTRODUCE, 0, b"%d\0001\0007\0" % domid)
+        number = self.model.ring(domid)
+        assert number is not None
+        return number
+
+    def destroy(self, domid: int) -> None:
+        """The hypervisor ends a domain."""
+        self.script.append(f"domain {domid} ends")
+        self.model.exist.discard(domid)
+        known = domid in self.model.domains
+        wanted = self.model.events(self.model.end_of(domid)) if known else {}
+        said = self.destroy_domain(domid)
+        for number in self.model.connections:
+            heard = [(kind, content) for kind, _, _, content in said.get(number, [])]
+            assert heard == wanted.get(number, []), f"{number} heard {heard}, should have {wanted.get(number, [])}"
 
     def ask(self, number: int, op: int, tx_id: int, payload: bytes, cuts: int = 0) -> bytes | str:
         """Sends one request (in two pieces), and checks everything that comes of it.  The answer or the error's name."""
         data = message(op, tx_id, payload)
-        turns: list[Turn] = [self.store.feed(number, piece) for piece in (data[:cuts], data[cuts:])]
+        self.script.append(f"{number} {op} {payload!r}" + (f" in {tx_id}" if tx_id else ""))
         said: dict[int, list[tuple[int, bytes]]] = {}
+        for to, heard in self.send(number, data[:cuts], data[cuts:]).items():
+            for kind, req_id, back, content in heard:
+                assert (req_id, back) == ((0, 0) if kind == reference.EVENT else (REQ_ID, tx_id))
+                assert len(content) <= PAYLOAD_MAX
+                said.setdefault(to, []).append((kind, content))
+                self.script.append(f"    {to} <- {kind} {content!r}")
+        self.model.serve(number, op, tx_id, payload, said)
+        kind, content = next(message for message in said[number] if message[0] != reference.EVENT)
+        return content if kind != reference.ERROR else content[:-1].decode()
+
+    # ---- what the store under test does
+
+    def open_socket(self, number: int) -> None:
+        raise NotImplementedError
+
+    def close_socket(self, number: int) -> None:
+        raise NotImplementedError
+
+    def create_domain(self, domid: int) -> None:
+        raise NotImplementedError
+
+    def destroy_domain(self, domid: int) -> dict[int, list[Raw]]:
+        """What anybody heard of it."""
+        raise NotImplementedError
+
+    def send(self, number: int, *pieces: bytes) -> dict[int, list[Raw]]:
+        """The messages that a request causes, by connection."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """The store holds what the model does."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """Nothing more will be asked."""
+
+
+class InProcess(Harness):
+    """The core in this process, and beside it State's copy of the store: each effect is encoded and applied to it."""
+
+    def __init__(self, guests: tuple[int, ...]) -> None:
+        self.xen = MadeUpXen()
+        self.store, self.twin = Embedded(self.xen), Store()
+        self.applier = Applier(self.twin, lambda connection: 0)
+        self.xen.stores = [self.store.store, self.twin]
+        self.xen.new_id = self.store.new_id
+        super().__init__(guests)
+
+    def open_socket(self, number: int) -> None:
+        assert self.store.connect(0) == number
+        self.twin.connect(Connection(number, -1, -1, 0, True, True))
+
+    def close_socket(self, number: int) -> None:
+        self.store.disconnect(number)
+        self.twin.disconnect(self.twin.items.connections.find(number))
+
+    def create_domain(self, domid: int) -> None:
+        self.xen.exist.add(domid)
+
+    def destroy_domain(self, domid: int) -> dict[int, list[Raw]]:
+        self.xen.exist.discard(domid)
+        core = self.store.core
+        for store in (self.store.store, self.twin):
+            known = store.domains.known.get(domid)
+            if known is not None:
+                known.gone = True
+        if domains.gone(core, domid):
+            assert core.effect is not None
+            self._publish(0, core.effect)
+        said: dict[int, list[Raw]] = {}
+        for to, event in core.events:
+            said.setdefault(to.id, []).extend(messages(event))
+        core.effect = None
+        core.events.clear()
+        return said
+
+    def send(self, number: int, *pieces: bytes) -> dict[int, list[Raw]]:
+        said: dict[int, list[Raw]] = {}
+        turns = [self.store.feed(number, piece) for piece in pieces]
         for turn in turns:
             assert not turn.closed
             for to, stream in turn.output.items():
-                for kind, req_id, back, content in messages(stream):
-                    assert (req_id, back) == ((0, 0) if kind == reference.EVENT else (77, tx_id))
-                    assert len(content) <= PAYLOAD_MAX
-                    said.setdefault(to, []).append((kind, content))
-        self.model.serve(number, op, tx_id, payload, said)
+                said.setdefault(to, []).extend(messages(stream))
         performed = [effect for turn in turns for effect in turn.effects]
         assert len(performed) <= 1
-        for by, (kind_of_effect, arguments, outcome) in performed:
-            generation = self.store.store.tree.generation
-            self.applier.apply(encode((by, 0, kind_of_effect, arguments, outcome, generation, ())))
-        kind, content = next(message for message in said[number] if message[0] != reference.EVENT)
-        return content if kind != reference.ERROR else content[:-1].decode()
+        for by, effect in performed:
+            self._publish(by, effect)
+        return said
+
+    def _publish(self, by: int, effect: Performed) -> None:
+        kind, arguments, outcome = effect
+        self.applier.apply(encode((by, 0, kind, arguments, outcome, self.store.store.tree.generation, ())))
 
     def check(self) -> None:
         """The store's tree is the model's, and State knows the same."""
@@ -150,4 +288,6 @@ class Harness:
                 found[below] = seen(child)
                 stack.append((below, child))
         assert found == self.model.tree.nodes
+        owned = {domid: self.model.tree.owned(domid) for domid in tree.owned}
+        assert tree.owned == owned, f"nodes owned: counted {tree.owned}, there are {owned}"
         assert_equal(self.store.store, self.twin)

@@ -46,14 +46,19 @@ class Who(NamedTuple):
 
     domid: int
     privileged: bool
+    target: int | None = None
+    """The domain for which it may stand in."""
+    full: bool = False
+    """It owns as many nodes as it may."""
 
 
 def rights(acl: Acl, who: Who) -> frozenset[str]:
     """permissions-and-quotas, section 2."""
-    if who.privileged or acl[0].domid in {who.domid, ANYBODY}:
+    mine = {who.domid, who.target, ANYBODY}
+    if who.privileged or acl[0].domid in mine:
         return EVERYTHING
     for entry in acl[1:]:
-        if entry.counts and entry.domid in {who.domid, ANYBODY}:
+        if entry.counts and entry.domid in mine:
             return LETTERS[entry.letter]
     return LETTERS[acl[0].letter]
 
@@ -129,6 +134,8 @@ class Tree:
         above = self.ancestor(path)
         if "w" not in rights(self.acl(above), who):
             raise Refused("EACCES")
+        if who.full:
+            raise Refused("ENOSPC")
         acl = self.acl(above)
         if not who.privileged:
             acl = (acl[0]._replace(domid=who.domid), *acl[1:])
@@ -200,10 +207,14 @@ class Tree:
             return OK, []
         if path == b"/":
             raise Refused("EINVAL")
+        return OK, self.remove(path)
+
+    def remove(self, path: bytes) -> list[Happening]:
+        """With everything below."""
         told = [Happening(p, p != path, (self.acl(p), self.acl(parent_of(p)))) for p in (*self.below(path), path)]
         for each in told:
             del self.nodes[each.path]
-        return OK, told
+        return told
 
     def set_perms(self, who: Who, request: Request) -> tuple[bytes, list[Happening]]:
         path = request.path
@@ -212,6 +223,32 @@ class Tree:
             raise Refused("EPERM")
         self.nodes[path] = Node(node.value, request.acl)
         return OK, [Happening(path, False, (node.acl, request.acl, self.acl(parent_of(path))))]
+
+    # ---- domains
+
+    def owned(self, domid: int) -> int:
+        """How many nodes a domain owns; special ones do not count."""
+        return sum(path[:1] == b"/" and node.acl[0].domid == domid for path, node in self.nodes.items())
+
+    def walk(self, path: bytes = b"/") -> list[bytes]:
+        """Everything, parents before their children."""
+        prefix = path if path != b"/" else b""
+        return [path] + [p for name in self.children(path) for p in self.walk(prefix + b"/" + name)]
+
+    def forget(self, domid: int) -> list[Happening]:
+        """A domain is no more: its nodes go, and what it was given (XSA-322).  Root and special nodes pass to domain 0."""
+        told: list[Happening] = []
+        special = [path for path in self.nodes if path[:1] == b"@"]
+        for path in [*special, *self.walk()]:
+            if path not in self.nodes:
+                continue  # it went with one above it
+            value, acl = self.nodes[path]
+            if acl[0].domid == domid and path not in {b"/", *special}:
+                told += self.remove(path)
+                continue
+            owner = acl[0]._replace(domid=0) if acl[0].domid == domid else acl[0]
+            self.nodes[path] = Node(value, (owner, *(entry for entry in acl[1:] if entry.domid != domid)))
+        return told
 
 
 PERFORM: Final[dict[int, Callable[[Tree, Who, Request], tuple[bytes, list[Happening]]]]] = {

@@ -20,12 +20,10 @@ from tests.model.nodes import (
     ANYBODY,
     DIRECTORY_PART,
     GET_PERMS,
-    MKDIR,
     OK,
     ON_NODES,
     SET_PERMS,
     WRITE,
-    Acl,
     Entry,
     Happening,
     Node,
@@ -38,76 +36,14 @@ from tests.model.nodes import (
     parent_of,
     rights,
 )
+from tests.model.transactions import Asked, Outcome, Transaction, again, left_behind, told_at_commit
 
 WATCH, UNWATCH, START, END, GET_DOMAIN_PATH, EVENT, ERROR, RESET_WATCHES, GET_FEATURE = 4, 5, 6, 7, 10, 15, 16, 21, 23
-PRIVILEGED_OPS: Final = frozenset({0, 8, 9, 17, 18, 19, 24, 25, 26})
+INTRODUCE, RELEASE, IS_INTRODUCED, SET_TARGET, SET_QUOTA = 8, 9, 17, 19, 26
+PRIVILEGED_OPS: Final = frozenset({0, INTRODUCE, RELEASE, IS_INTRODUCED, 18, SET_TARGET, 24, 25, SET_QUOTA})
+ON_DOMAINS: Final = frozenset({INTRODUCE, RELEASE, IS_INTRODUCED, SET_TARGET, SET_QUOTA, GET_DOMAIN_PATH})
 OTHER_OPS: Final = frozenset({WATCH, UNWATCH, START, END, GET_DOMAIN_PATH, RESET_WATCHES, GET_FEATURE})
 KNOWN: Final = ON_NODES | PRIVILEGED_OPS | OTHER_OPS
-
-Outcome = bytes | str
-"""The reply's payload, or the name of the error."""
-
-
-class Asked(NamedTuple):
-    """A request inside a transaction, and what was answered."""
-
-    request: Request
-    outcome: Outcome
-
-
-def again(tree: Tree, who: Who, requests: list[Request]) -> tuple[Tree, list[Outcome]]:
-    """Does everything on a copy of the tree."""
-    tree = tree.copy()
-    outcomes: list[Outcome] = []
-    for request in requests:
-        try:
-            outcomes.append(tree.perform(who, request)[0])
-        except Refused as e:
-            outcomes.append(e.name)
-    return tree, outcomes
-
-
-def left_behind(tree: Tree, who: Who, requests: list[Request]) -> dict[bytes, Acl | None]:
-    """Permission lists of the nodes that were asked to be written, after everything was done on this tree."""
-    after, _ = again(tree, who, requests)
-    written = [r.path for r in requests if r.op in {WRITE, MKDIR, SET_PERMS}]
-    return {path: after.acl(path) if path in after.nodes else None for path in written}
-
-
-def told_at_commit(before: Tree, who: Who, requests: list[Request]) -> list[Happening]:
-    """At most one thing a node: that it is another now, or that it is gone.
-
-    What was asked for by name is told to everybody who watches; what went away because something above it did only to
-    exact watches.  Whoever could read a node before may know, too.
-    """
-    tree = before.copy()
-    still_there = set(before.nodes)
-    loud: dict[bytes, tuple[Acl, ...]] = {}
-    """By path: the permission list with which it went away, if that was asked for by name."""
-    quiet: dict[bytes, tuple[Acl, ...]] = {}
-    """By path: permission lists of the node and its parent when something above it was removed."""
-    for request in requests:
-        try:
-            happened = tree.perform(who, request)[1]
-        except Refused:
-            continue
-        for path, exact, lists in happened:
-            if path in tree.nodes:
-                loud.setdefault(path, ())
-                continue
-            if not loud.get(path):
-                loud.pop(path, None)
-            if path in still_there:
-                still_there.remove(path)
-                (quiet if exact else loud)[path] = lists if exact else lists[:1]
-    told = []
-    for path, lists in loud.items():
-        # One that went away by name counts as gone, even if it was made again.
-        of = [(before, path), (tree, parent_of(path)), *([] if lists else [(tree, path)])]
-        there = tuple(t.acl(p) for t, p in of if p in t.nodes)
-        told.append(Happening(path, False, (*lists, *there)))
-    spoken_of = {each.path for each in told}
-    return told + [Happening(path, True, lists) for path, lists in quiet.items() if path not in spoken_of]
 
 
 class Watch(NamedTuple):
@@ -121,23 +57,21 @@ class Watch(NamedTuple):
     """Bytes that its events' paths lack at the front."""
 
 
-class Transaction:
-    """What was asked and answered in it."""
+class Domain:
+    """One that is known: it was introduced, or something was said of it."""
 
-    def __init__(self, began: int) -> None:
-        self.began = began
-        self.log: list[Asked] = []
-
-    @property
-    def requests(self) -> list[Request]:
-        return [asked.request for asked in self.log]
+    def __init__(self, quotas: dict[str, int]) -> None:
+        self.quotas = dict(quotas)
+        self.target: int | None = None
+        self.introduced = False
 
 
 class Connection:
     """A peer."""
 
     def __init__(self, domid: int, *, socket: bool) -> None:
-        self.who = Who(domid, domid == 0)
+        self.domid = domid
+        self.privileged = domid == 0
         self.bound = domid != 0 and not socket
         """Quotas apply."""
         self.home = b"/local/domain/%d" % domid
@@ -153,7 +87,7 @@ class Reference:
     """The whole store."""
 
     def __init__(self, quotas: dict[str, int]) -> None:
-        """Quotas of guests: watches, transactions, node-permissions; a number reached is too much."""
+        """Quotas that new domains get: nodes, watches, transactions, node-permissions; a number reached is too much."""
         mine = (Entry("n", 0),)
         nodes = dict.fromkeys((b"/", b"/tool", b"/tool/xenstored", b"@introduceDomain"), Node(b"", mine))
         nodes[b"@releaseDomain"] = Node(b"", (*mine, Entry("r", ANYBODY)))
@@ -161,21 +95,41 @@ class Reference:
         """The tree after each change; the last one is the present."""
         self.watches: list[Watch] = []
         self.connections: dict[int, Connection] = {}
-        self.domains = {0}
+        self.last_number = 0
+        self.exist: set[int] = set()
+        """Domains that the hypervisor has."""
+        self.domains: dict[int, Domain] = {}
         self.quotas = quotas
+        self._domain(0).introduced = True
 
     @property
     def tree(self) -> Tree:
         """The present."""
         return self.history[-1]
 
-    def connect(self, number: int, domid: int, *, socket: bool) -> None:
-        self.connections[number] = Connection(domid, socket=socket)
-        self.domains.add(domid)
+    def who(self, by: Connection) -> Who:
+        """On whose behalf a connection acts."""
+        domain = self.domains[by.domid]
+        limit = domain.quotas["nodes"]
+        full = by.bound and self.tree.owned(by.domid) + 1 >= limit
+        return Who(by.domid, by.privileged, domain.target, full)
+
+    def connect(self, domid: int, *, socket: bool) -> int:
+        """A new connection's number; they are not used again."""
+        self.last_number += 1
+        self.connections[self.last_number] = Connection(domid, socket=socket)
+        return self.last_number
 
     def disconnect(self, number: int) -> None:
         del self.connections[number]
         self.watches = [w for w in self.watches if w.connection != number]
+
+    def ring(self, domid: int) -> int | None:
+        """The number of a domain's connection, if it has one."""
+        return next((n for n, by in self.connections.items() if by.bound and by.domid == domid), None)
+
+    def _domain(self, domid: int) -> Domain:
+        return self.domains.setdefault(domid, Domain(self.quotas))
 
     # ---- requests
 
@@ -191,18 +145,21 @@ class Reference:
         try:
             if op not in KNOWN:
                 raise Refused("ENOSYS")
-            if op in PRIVILEGED_OPS and not by.who.privileged:
+            if op in PRIVILEGED_OPS and not by.privileged:
                 raise Refused("EACCES")
             if tx_id and op not in {WATCH, UNWATCH} and tx_id not in by.transactions:
                 raise Refused("ENOENT")
             if op in ON_NODES:
                 answer, happened = self._on_node(by, tx_id, self._parse(by, op, payload), reply)
-                events = self._events(happened)
+                events = self.events(happened)
             elif op == END:
                 answer, happened = self._end(by, tx_id, payload, reply)
-                events, loose = self._events(happened), True
+                events, loose = self.events(happened), True
             elif op in {WATCH, UNWATCH, START, RESET_WATCHES}:
                 answer, late = self._other(number, by, op, tx_id, payload)
+            elif op in ON_DOMAINS:
+                answer, happened = self._on_domain(op, payload)
+                events = self.events(happened)
             else:
                 assert reply[0] in {op, ERROR}
                 op, answer = reply
@@ -241,7 +198,7 @@ class Reference:
         if op == SET_PERMS:
             if len(words) < 2:
                 raise Refused("EINVAL")
-            if by.bound and len(words) - 1 >= self.quotas["node-permissions"]:
+            if by.bound and len(words) - 1 >= self.domains[by.domid].quotas["node-permissions"]:
                 raise Refused("ENOSPC")
             acl = tuple(self._entry(word) for word in words[1:])
             if not acl[0].counts:
@@ -276,6 +233,8 @@ class Reference:
         except ValueError:
             raise Refused("EINVAL") from None
         domid = -domid if m[2] == b"-" else domid
+        if domid in self.exist:
+            self._domain(domid)
         return Entry(m[1].decode(), domid, domid in self.domains or domid == ANYBODY)
 
     # ---- nodes
@@ -283,22 +242,28 @@ class Reference:
     def _on_node(self, by: Connection, tx_id: int, request: Request, reply: Message) -> tuple[bytes, list[Happening]]:
         if not tx_id or request.path[:1] == b"@":
             tree = self.tree.copy()
-            answer, happened = tree.perform(by.who, request)
+            answer, happened = tree.perform(self.who(by), request)
             self._becomes(tree)
             return answer, happened
         transaction = by.transactions[tx_id]
         outcome: Outcome = reply[1] if reply[0] != ERROR else reply[1][:-1].decode()
         if request.op == DIRECTORY_PART and isinstance(outcome, bytes):
             outcome = outcome.partition(b"\0")[2]
-        asked = [*transaction.requests, request]
-        possible = [again(tree, by.who, asked)[1][-1] for tree in self.history[transaction.began :]]
-        assert outcome in possible or self._touched(transaction.began, request.path), (
+        possible = [self._inside(by, tree, transaction, request) for tree in self.history[transaction.began :]]
+        assert outcome in possible or transaction.loose or self._touched(transaction.began, request.path), (
             f"answered {outcome!r}, might have been {possible}"
         )
-        transaction.log.append(Asked(request, outcome))
+        if outcome != "ENOSPC":
+            transaction.log.append(Asked(request, outcome))
         if isinstance(outcome, str):
             raise Refused(outcome)
         return outcome, []
+
+    def _inside(self, by: Connection, tree: Tree, transaction: Transaction, request: Request) -> Outcome:
+        """The answer inside a transaction, had all of it been done on this tree.  Only what is live counts for quotas."""
+        who = self.who(by)
+        after, _ = again(tree, who._replace(full=False), transaction.requests)
+        return again(after, who, [request])[1][0]
 
     def _touched(self, began: int, path: bytes) -> bool:
         """Whether the node, or one above or right below it, has changed since: then moments may be mixed in one answer.
@@ -325,13 +290,19 @@ class Reference:
         transaction = by.transactions.pop(tx_id)
         if payload == b"F\0":
             return OK, []
-        after, outcomes = again(self.tree, by.who, transaction.requests)
-        same = outcomes == [asked.outcome for asked in transaction.log]
+        who = self.who(by)._replace(full=False)
+        after, outcomes = again(self.tree, who, transaction.requests)
+        same = outcomes == [asked.outcome for asked in transaction.log] and not transaction.gives_to_the_dead()
+        mine, limit = after.owned(by.domid), self.domains[by.domid].quotas["nodes"]
+        too_many = by.bound and mine >= limit
         if reply == (ERROR, b"EAGAIN\0"):
-            assert not same or self._lists_moved(by.who, transaction), "EAGAIN without a conflict"
+            moved = transaction.loose or self._lists_moved(who, transaction)
+            assert not same or moved, "EAGAIN without a conflict"
             raise Refused("EAGAIN")
         assert same, f"committed, though now the answers would be {outcomes} to {transaction.log}"
-        happened = told_at_commit(self.tree, by.who, transaction.requests)
+        if too_many and (reply[0] == ERROR or mine > self.tree.owned(by.domid)):
+            raise Refused("ENOSPC")
+        happened = told_at_commit(self.tree, who, transaction.requests)
         self._becomes(after)
         return OK, happened
 
@@ -351,7 +322,7 @@ class Reference:
         elif op == START:
             if tx_id:
                 raise Refused("EBUSY")
-            if by.bound and len(by.transactions) + 1 >= self.quotas["transactions"]:
+            if by.bound and len(by.transactions) + 1 >= self.domains[by.domid].quotas["transactions"]:
                 raise Refused("ENOSPC")
             by.last_tx_id += 1
             by.transactions[by.last_tx_id] = Transaction(len(self.history) - 1)
@@ -373,26 +344,133 @@ class Reference:
             path = self._path(by, words[0], special=True)
             if any((w.path, w.token) == (path, words[1]) for w in mine):
                 raise Refused("EEXIST")
-            if by.bound and len(mine) + 1 >= self.quotas["watches"]:
+            if by.bound and len(mine) + 1 >= self.domains[by.domid].quotas["watches"]:
                 raise Refused("ENOSPC")
             self.watches.append(Watch(number, path, words[1], depth, len(path) - len(words[0])))
             return OK, [(EVENT, words[0] + b"\0" + words[1] + b"\0")]
         return OK, []
 
-    def _events(self, happened: list[Happening]) -> dict[int, list[Message]]:
+    # ---- domains
+
+    def _on_domain(self, op: int, payload: bytes) -> tuple[bytes, list[Happening]]:
+        words = payload.split(b"\0")[:-1]
+        least, most = {INTRODUCE: (3, 99), SET_TARGET: (2, 99), SET_QUOTA: (3, 3)}.get(op, (1, 1))
+        if not least <= len(words) <= most or (most == 1 and payload[-1:] != b"\0"):
+            raise Refused("EINVAL")
+        domid = domid_of(words[0])
+        domain = self.domains.get(domid)
+        if op == GET_DOMAIN_PATH:
+            return b"/local/domain/%d\0" % domid, []
+        if op == IS_INTRODUCED:
+            return b"T\0" if domain is not None and domain.introduced else b"F\0", []
+        if op == INTRODUCE:
+            if not atoi(words[2]) or domid not in self.exist:
+                raise Refused("EINVAL")
+            return OK, self._introduce(domid)
+        if op == SET_QUOTA:
+            if domid not in self.exist and domid not in self.domains:
+                raise Refused("ENOENT")
+            name = words[1].decode()
+            if name not in self.quotas:
+                raise Refused("EINVAL")
+            self._domain(domid).quotas[name] = atoi(words[2])
+            return OK, []
+        if op == SET_TARGET:
+            target = domid_of(words[1])
+            if not all(each in self.domains and self.domains[each].introduced for each in (domid, target)):
+                raise Refused("ENOENT")
+            self._set_target(domid, target)
+            return OK, []
+        if domid == 0:
+            raise Refused("EINVAL")
+        if domain is None or not domain.introduced:
+            raise Refused("ENOENT")
+        return OK, self.end_of(domid)
+
+    def _introduce(self, domid: int) -> list[Happening]:
+        """A fresh connection for a domain's ring; only the first introduction is told."""
+        domain, old = self._domain(domid), self.ring(domid)
+        number = self.connect(domid, socket=False)
+        if old is not None:
+            self.connections[number].last_tx_id = self.connections[old].last_tx_id
+            self.disconnect(old)
+        first, domain.introduced = not domain.introduced, True
+        return self._about_domains(b"@introduceDomain", domid) if first else []
+
+    def _set_target(self, domid: int, target: int | None) -> None:
+        self.domains[domid].target = target
+        for by in self.connections.values():
+            for transaction in by.transactions.values():
+                transaction.loose = transaction.loose or by.domid == domid
+
+    def end_of(self, domid: int) -> list[Happening]:
+        """A domain that is known was released, or is no more: it leaves nothing behind, and who watches is told."""
+        introduced = self.domains[domid].introduced
+        ring = self.ring(domid)
+        if ring is not None:
+            self.disconnect(ring)
+        for by in self.connections.values():
+            for transaction in by.transactions.values():
+                transaction.gone.add(domid)
+        tree = self.tree.copy()
+        happened = tree.forget(domid)
+        self._becomes(tree)
+        del self.domains[domid]
+        for other, domain in self.domains.items():
+            if domain.target == domid:
+                self._set_target(other, None)
+        return happened + (self._about_domains(b"@releaseDomain", domid) if introduced else [])
+
+    def _about_domains(self, name: bytes, domid: int) -> list[Happening]:
+        lists = (self.tree.acl(name), self.tree.acl(b"/"))
+        return [Happening(name, False, lists), Happening(b"%s/%d" % (name, domid), False, lists)]
+
+    # ---- what watchers hear
+
+    def events(self, happened: list[Happening]) -> dict[int, list[Message]]:
         heard: dict[int, list[Message]] = {}
         for path, exact, lists in happened:
             for watch in self.watches:
-                who = self.connections[watch.connection].who
-                near = path == watch.path or (
-                    not exact
-                    and is_below(path, watch.path)
-                    and (watch.depth is None or levels(path) - levels(watch.path) <= watch.depth)
+                who = self.who(self.connections[watch.connection])
+                near = (
+                    concerns(watch, path)
+                    if path[:1] == b"@"
+                    else (
+                        path == watch.path
+                        or (
+                            not exact
+                            and is_below(path, watch.path)
+                            and (watch.depth is None or levels(path) - levels(watch.path) <= watch.depth)
+                        )
+                    )
                 )
                 if near and any("r" in rights(acl, who) for acl in lists):
                     event = path[watch.cut :] + b"\0" + watch.token + b"\0"
                     heard.setdefault(watch.connection, []).append((EVENT, event))
         return heard
+
+
+def concerns(watch: Watch, path: bytes) -> bool:
+    """Whether a special node's event is for a watch.
+
+    `@x` is told to who watches `@x` without a depth; which domain it was, as `@x/N`, to who watches just that, or `@x`
+    with a depth of at least 1.  (SET_PERMS on `@x` itself is told to all its watches: the model's users set no depth there.)
+    """
+    if path == watch.path:
+        return watch.depth is None or b"/" in path
+    return path.rpartition(b"/")[0] == watch.path and bool(watch.depth)
+
+
+def domid_of(word: bytes) -> int:
+    """strtoul of a whole word, at most 65535."""
+    m = re.fullmatch(rb"[ \t\n\v\f\r]*([+-]?)([0-9]+)", word)
+    if m is None and word:
+        raise Refused("EINVAL")
+    value = min(int(m[2]), 2**64 - 1) if m else 0
+    value = -value % 2**64 if m and m[1] == b"-" else value
+    if value > 65535:
+        raise Refused("EINVAL")
+    return value
 
 
 def atoi(text: bytes) -> int:

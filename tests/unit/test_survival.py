@@ -46,7 +46,7 @@ def again(embedded: Embedded, path: Path) -> Embedded:
     store, parts = checkpoint.read(str(path))
     assert (parts["sequence"], parts["note"]) == (7, "kept")
     twin = Embedded()
-    twin._framers = {number: type(framer)() for number, framer in embedded._framers.items()}
+    twin._framers.update({number: type(framer)() for number, framer in embedded._framers.items()})
     twin.store = twin.core.store = store
     return twin
 

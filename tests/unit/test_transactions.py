@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.model import reference
-from tests.model.harness import Harness, answer, message, messages
+from tests.model.harness import InProcess, answer, message, messages
 from tests.model.nodes import DIRECTORY, GET_PERMS, MKDIR, READ, RM, SET_PERMS, WRITE
 from tests.model.reference import END, START, WATCH
 from tests.model.support import examples
@@ -37,8 +37,8 @@ class World:
     """A harness and two transactions."""
 
     def __init__(self, clients: tuple[int, int]) -> None:
-        self.all = Harness((5, 6))
-        assert self.all.connect(0) == OTHER
+        self.all = InProcess((5, 6))
+        assert self.all.connect() == OTHER
         self.do(WRITE, b"/w", b"")
         self.do(SET_PERMS, b"/w", b"b0\0")
         for watcher, path, token, depth in (
@@ -74,6 +74,17 @@ class World:
 
 CLIENTS = st.sampled_from([TOOLSTACK, TOOLSTACK, FIVE, SIX])
 INSIDE, INSIDE_OTHER, OUTSIDE, OUTSIDE_FIVE = range(4)
+
+
+def test_a_removal_repeated_needs_what_the_second_one_needs() -> None:
+    """Of a node that is gone, RM asks for the right to write its parent: that too must hold at the commit."""
+    world = World((FIVE, OTHER))
+    world.do(WRITE, b"/w/x/y")
+    world.do(SET_PERMS, b"/w/x/y", b"b5\0")
+    world.start(0)
+    assert [world.inside(0, RM, b"/w/x/y") for _ in range(2)] == [b"OK\0", b"OK\0"]
+    world.do(SET_PERMS, b"/w/x", b"n0\0")
+    assert world.commit(0) == "EAGAIN"
 
 
 @examples(400)
