@@ -3,6 +3,7 @@
 # test-xen  the daemon on a real Xen under QEMU, with guests: some four minutes, installs what it needs, downloads 100 MB
 # test-restarts  conformance, clients and guests while Logic is restarted every 50 ms, and for every request
 # test-compiled  the conformance tests against the daemon with its hot modules compiled
+# model this daemon, its core, C xenstored and oxenstored against the reference model, for SECONDS
 # lint  formatting, lint rules and types
 # bench this daemon, C xenstored and oxenstored side by side: a quarter of an hour; bench-quick: two minutes
 # bench-micro  parts of this daemon alone, and what a READ and a WRITE are made of
@@ -62,6 +63,11 @@ test-restarts: $(STAMP)
 
 test-compiled: $(STAMP) $(COMPILED_STAMP)
 	XOARSTORE_PYTHON=$(CURDIR)/$(COMPILED)/bin/python $(PY) -m pytest tests/conformance
+
+.PHONY: model
+SECONDS ?= 600
+model: $(STAMP)
+	$(PY) -m tests.model $(SECONDS)
 
 lint: $(STAMP)
 	$(PY) -m ruff format --check .

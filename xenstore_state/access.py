@@ -65,13 +65,13 @@ def inherited(acl: Acl, creator: Subject) -> Acl:
 
 
 def without(acl: Acl, domid: int) -> Acl:
-    """The list without entries for a domain that is no more, which is not its owner."""
-    return (acl[0], *(entry for entry in acl[1:] if entry[1] != domid))
+    """The list without entries for a domain that is no more, which is not its owner.  Those that never counted stay."""
+    return (acl[0], *(entry for entry in acl[1:] if entry[1] != domid or entry[0] & IGNORED))
 
 
 def names(acl: Acl, domid: int) -> bool:
-    """Whether a list mentions a domain, as owner or otherwise."""
-    return any(entry[1] == domid for entry in acl)
+    """Whether a list mentions a domain, as owner or otherwise; entries that do not count are none."""
+    return any(entry[1] == domid and not entry[0] & IGNORED for entry in acl)
 
 
 def encode(acl: Acl) -> bytes:

@@ -12,7 +12,7 @@ from protocol.errors import EINVAL
 from recovery_box.items import Connection
 from tests.model import reference
 from tests.model.nodes import PAYLOAD_MAX, SET_PERMS, WRITE, Entry, Node
-from tests.model.reference import Reference
+from tests.model.reference import Disagreement, Reference
 from xenstore_logic import domains
 from xenstore_logic.core import Performed
 from xenstore_logic.embedded import Embedded
@@ -126,9 +126,17 @@ class Harness:
     home, a ring and low quotas.  `script` tells what was done, for who reads a failure.
     """
 
-    def __init__(self, guests: tuple[int, ...], quotas: dict[str, int] | None = None) -> None:
-        self.model = Reference(QUOTAS)
+    def __init__(
+        self,
+        guests: tuple[int, ...],
+        quotas: dict[str, int] | None = None,
+        known: frozenset[int] = reference.KNOWN,
+    ) -> None:
+        self.model = Reference(QUOTAS, known)
         self.script: list[str] = []
+        self.requests = 0
+        self.last = (0, 0, 0, b"")
+        """Number, operation, transaction and payload of the last request."""
         self.toolstack = self.connect()
         for domid in guests:
             self.create(domid)
@@ -173,16 +181,21 @@ class Harness:
         said = self.destroy_domain(domid)
         for number in self.model.connections:
             heard = [(kind, content) for kind, _, _, content in said.get(number, [])]
-            assert heard == wanted.get(number, []), f"{number} heard {heard}, should have {wanted.get(number, [])}"
+            if heard != wanted.get(number, []):
+                raise Disagreement(f"events of {number}, when domain {domid} ended", heard, wanted.get(number, []))
 
     def ask(self, number: int, op: int, tx_id: int, payload: bytes, cuts: int = 0) -> bytes | str:
         """Sends one request (in two pieces), and checks everything that comes of it.  The answer or the error's name."""
         data = message(op, tx_id, payload)
         self.script.append(f"{number} {op} {payload!r}" + (f" in {tx_id}" if tx_id else ""))
+        self.last = number, op, tx_id, payload
+        self.requests += 1
         said: dict[int, list[tuple[int, bytes]]] = {}
         for to, heard in self.send(number, data[:cuts], data[cuts:]).items():
             for kind, req_id, back, content in heard:
-                assert (req_id, back) == ((0, 0) if kind == reference.EVENT else (REQ_ID, tx_id))
+                ids = (0, 0) if kind == reference.EVENT else (REQ_ID, tx_id)
+                if (req_id, back) != ids:
+                    raise Disagreement("ids of a message", (req_id, back), ids)
                 assert len(content) <= PAYLOAD_MAX
                 said.setdefault(to, []).append((kind, content))
                 self.script.append(f"    {to} <- {kind} {content!r}")
@@ -215,6 +228,9 @@ class Harness:
 
     def end(self) -> None:
         """Nothing more will be asked."""
+
+    def leave(self) -> None:
+        """The same, in the middle of something."""
 
 
 class InProcess(Harness):

@@ -236,7 +236,10 @@ class Tree:
         return [path] + [p for name in self.children(path) for p in self.walk(prefix + b"/" + name)]
 
     def forget(self, domid: int) -> list[Happening]:
-        """A domain is no more: its nodes go, and what it was given (XSA-322).  Root and special nodes pass to domain 0."""
+        """A domain is no more: its nodes go, and what it was given (XSA-322).  Root and special nodes pass to domain 0.
+
+        An entry that never counted, because there was no such domain when it was written, stays: it gives nobody anything.
+        """
         told: list[Happening] = []
         special = [path for path in self.nodes if path[:1] == b"@"]
         for path in [*special, *self.walk()]:
@@ -247,7 +250,8 @@ class Tree:
                 told += self.remove(path)
                 continue
             owner = acl[0]._replace(domid=0) if acl[0].domid == domid else acl[0]
-            self.nodes[path] = Node(value, (owner, *(entry for entry in acl[1:] if entry.domid != domid)))
+            kept = [entry for entry in acl[1:] if entry.domid != domid or not entry.counts]
+            self.nodes[path] = Node(value, (owner, *kept))
         return told
 
 

@@ -83,11 +83,21 @@ Message = tuple[int, bytes]
 """Type and payload."""
 
 
+class Disagreement(AssertionError):
+    """The store under test does something else."""
+
+    def __init__(self, what: str, got: object, wanted: object) -> None:
+        super().__init__(f"{what}: {got}, should be {wanted}")
+        self.what = what
+        self.got = got
+        self.wanted = wanted
+
+
 class Reference:
     """The whole store."""
 
-    def __init__(self, quotas: dict[str, int]) -> None:
-        """Quotas that new domains get: nodes, watches, transactions, node-permissions; a number reached is too much."""
+    def __init__(self, quotas: dict[str, int], known: frozenset[int] = KNOWN) -> None:
+        """Quotas (nodes, watches, transactions, node-permissions) are what new domains get; a number reached is too much."""
         mine = (Entry("n", 0),)
         nodes = dict.fromkeys((b"/", b"/tool", b"/tool/xenstored", b"@introduceDomain"), Node(b"", mine))
         nodes[b"@releaseDomain"] = Node(b"", (*mine, Entry("r", ANYBODY)))
@@ -100,6 +110,7 @@ class Reference:
         """Domains that the hypervisor has."""
         self.domains: dict[int, Domain] = {}
         self.quotas = quotas
+        self.known = known
         self._domain(0).introduced = True
 
     @property
@@ -143,7 +154,7 @@ class Reference:
         late: list[Message] = []
         loose = False
         try:
-            if op not in KNOWN:
+            if op not in self.known:
                 raise Refused("ENOSYS")
             if op in PRIVILEGED_OPS and not by.privileged:
                 raise Refused("EACCES")
@@ -170,19 +181,18 @@ class Reference:
             generation, _, rest = reply[1].partition(b"\0")
             assert generation.isdigit()
             reply = op, rest
-        assert reply == expected, f"replied {reply}, should have {expected}"
+        if reply != expected:
+            raise Disagreement("reply", reply, expected)
         for other in self.connections:
             heard = [message for message in said.get(other, []) if message[0] == EVENT]
             wanted = events.get(other, []) + (late if other == number else [])
-            if loose:
-                assert Counter(heard) == Counter(wanted), f"connection {other} heard {heard}, should have {wanted}"
-            else:
-                assert heard == wanted, f"connection {other} heard {heard}, should have {wanted}"
-        if number in said:
-            at = [message[0] for message in said[number]].index(replies[0][0])
-            assert at == len(said[number]) - 1 - len(late), (
-                "events come before the reply, a watch's first one behind it"
-            )
+            if Counter(heard) != Counter(wanted):
+                raise Disagreement(f"events of {other}", heard, wanted)
+            if heard != wanted and not loose:
+                raise Disagreement(f"order of events of {other}", heard, wanted)
+        kinds = [message[0] for message in said[number]]
+        if kinds.index(replies[0][0]) != len(kinds) - 1 - len(late):
+            raise Disagreement("place of the reply", kinds, "behind events, but before a watch's first one")
 
     def _parse(self, by: Connection, op: int, payload: bytes) -> Request:
         """protocol, section 2 and the first checks of each operation."""
@@ -250,9 +260,8 @@ class Reference:
         if request.op == DIRECTORY_PART and isinstance(outcome, bytes):
             outcome = outcome.partition(b"\0")[2]
         possible = [self._inside(by, tree, transaction, request) for tree in self.history[transaction.began :]]
-        assert outcome in possible or transaction.loose or self._touched(transaction.began, request.path), (
-            f"answered {outcome!r}, might have been {possible}"
-        )
+        if not (outcome in possible or transaction.loose or self._touched(transaction.began, request.path)):
+            raise Disagreement("answer in a transaction", outcome, possible)
         if outcome != "ENOSPC":
             transaction.log.append(Asked(request, outcome))
         if isinstance(outcome, str):
@@ -297,9 +306,11 @@ class Reference:
         too_many = by.bound and mine >= limit
         if reply == (ERROR, b"EAGAIN\0"):
             moved = transaction.loose or self._lists_moved(who, transaction)
-            assert not same or moved, "EAGAIN without a conflict"
+            if same and not moved:
+                raise Disagreement("commit", "EAGAIN", "no conflict")
             raise Refused("EAGAIN")
-        assert same, f"committed, though now the answers would be {outcomes} to {transaction.log}"
+        if not same:
+            raise Disagreement("commit", transaction.log, outcomes)
         if too_many and (reply[0] == ERROR or mine > self.tree.owned(by.domid)):
             raise Refused("ENOSPC")
         happened = told_at_commit(self.tree, who, transaction.requests)

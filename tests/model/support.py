@@ -7,16 +7,23 @@ at each change; raise them with the environment variable `XOARSTORE_EXAMPLES` (a
 import os
 from typing import Final
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 FACTOR: Final = float(os.environ.get("XOARSTORE_EXAMPLES", "1"))
 
 
-def examples(count: int, *, steps: int = 30) -> settings:
-    """Settings for a property that is tried `count` times, with at most `steps` steps where it has any."""
+PHASES: Final = (Phase.explicit, Phase.reuse, Phase.generate)
+
+
+def examples(count: int, *, steps: int = 30, shrink: bool = True) -> settings:
+    """Settings for a property that is tried `count` times, with at most `steps` steps where it has any.
+
+    What is slow to repeat is better not made smaller: its failure tells what was done anyway.
+    """
     return settings(
         max_examples=max(1, int(count * FACTOR)),
         stateful_step_count=steps,
         deadline=None,
+        phases=(*PHASES, Phase.shrink) if shrink else PHASES,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
     )

@@ -1,0 +1,64 @@
+"""Debian's C xenstored and oxenstored against the reference model, so that the model itself is checked.
+
+`differences` lists what they do otherwise; whatever is not listed there fails the test, and with it the model.
+"""
+
+import os
+import signal
+from typing import cast
+
+import pytest
+
+from tests.model import reference
+from tests.model.differences import Case, is_asked, is_forgiven
+from tests.model.reference import Disagreement
+from tests.model.running import Running
+from tests.model.test_running import RunningMachine, play
+from tests.oracle.daemons import CXenstored, Daemon, OXenstored, short_run_dir
+
+pytestmark = pytest.mark.oracle
+
+KNOWN_IN_4_17 = reference.KNOWN - {reference.GET_FEATURE, 24, 25, reference.SET_QUOTA}
+
+
+class Oracle(Running):
+    """A daemon of 4.17; what must not be asked is not."""
+
+    special_perms = False
+
+    def __init__(self, daemon: Daemon, guests: tuple[int, ...]) -> None:
+        self.ordered = daemon.name == "c"
+        super().__init__(daemon, guests, {}, KNOWN_IN_4_17)
+
+    def case(self, number: int, op: int, tx_id: int, payload: bytes) -> Case:
+        by = self.model.connections.get(number)
+        return Case(op, tx_id, payload, by is not None and by.bound)
+
+    def ask(self, number: int, op: int, tx_id: int, payload: bytes, cuts: int = 0) -> bytes | str:
+        if not is_asked(self.daemon.name, self.case(number, op, tx_id, payload)):
+            return "not asked"
+        return super().ask(number, op, tx_id, payload, cuts)
+
+
+class OracleMachine(RunningMachine):
+    """Each example has a daemon of its own: they start quickly, and a domain that comes again finds nothing old."""
+
+    def begin_with(self) -> Running:
+        if self.daemon.running():
+            os.kill(self.daemon.pid, signal.SIGKILL)  # an open transaction keeps oxenstored from ending
+        self.daemon.stop()
+        self.daemon.start()
+        return Oracle(self.daemon, self.guests)
+
+    def forgives(self, disagreement: Disagreement) -> bool:
+        oracle = cast(Oracle, self.all)
+        return is_forgiven(self.daemon.name, oracle.case(*oracle.last), disagreement)
+
+
+@pytest.mark.parametrize("kind", [CXenstored, OXenstored], ids=["c", "oxenstored"])
+def test_xens_own_daemons_are_as_the_model_says(kind: type[Daemon]) -> None:
+    reason = kind.available()
+    if reason is not None:
+        pytest.skip(reason)
+    with short_run_dir() as run_dir, kind(run_dir) as daemon:
+        play(OracleMachine, daemon, 10, shrink=False)
