@@ -82,7 +82,7 @@ static int fd_of(void *guest)
 
 static void send_request(void *guest)
 {
-    guest_send(guest, &guest_request);
+    guest_send(guest, 0, &guest_request);
 }
 
 static int take_reply(void *guest)

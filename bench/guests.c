@@ -17,6 +17,7 @@
 #define PAGE_BYTES 4096
 #define RING_BYTES 1024
 #define GUEST_PORT 3
+#define DOM0_PORT 1
 #define GUEST_GFN 65532
 #define VIRQ_SENDER 0xffffffffu
 #define VIRQ_DOM_EXC 3
@@ -108,15 +109,32 @@ static void send_event(int fd, uint32_t sender, uint32_t port)
         fatal("event channel: %s", strerror(errno));
 }
 
-void xen_destroy(int domid)
+static void tell_of_domains(void)
 {
     static int fd = -1;
 
     if (fd < 0)
         fd = event_socket();
+    send_event(fd, VIRQ_SENDER, VIRQ_DOM_EXC);
+}
+
+void xen_shut_down(int domid)
+{
+    static const char state[] = "shutdown";
+    const char *path = in_xen("domains/%d", domid);
+    int fd = open(path, O_WRONLY | O_TRUNC | O_CLOEXEC);
+
+    if (fd < 0 || write(fd, state, sizeof(state) - 1) != sizeof(state) - 1)
+        fatal("%s: %s", path, strerror(errno));
+    close(fd);
+    tell_of_domains();
+}
+
+void xen_destroy(int domid)
+{
     unlink_or_die(in_xen("domains/%d", domid));
     unlink_or_die(in_xen("dom%d.ring", domid));
-    send_event(fd, VIRQ_SENDER, VIRQ_DOM_EXC);
+    tell_of_domains();
 }
 
 /* ---- a guest ---- */
@@ -146,9 +164,9 @@ static struct ring *map_ring(int domid)
 }
 
 /* Bound before it is connected: the daemon's events come to the guest's own address. */
-static int guest_socket(int domid)
+static int guest_socket(int domid, uint32_t port)
 {
-    struct sockaddr_un own = address_of(in_xen("g%d.%d.sock", domid, GUEST_PORT));
+    struct sockaddr_un own = address_of(in_xen("g%d.%u.sock", domid, port));
     struct sockaddr_un daemon = address_of(in_xen("evtchn.sock"));
     struct timeval limit = {.tv_sec = GUEST_REPLY_LIMIT};
     int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
@@ -162,19 +180,45 @@ static int guest_socket(int domid)
     return fd;
 }
 
-struct guest *guest_new(struct wire *toolstack, int domid)
+static struct guest *guest_at(int domid, uint32_t port)
 {
     struct guest *guest = calloc(1, sizeof(*guest));
-    struct request introduction = introduce_request(domid);
 
     if (!guest)
         fatal("out of memory");
-    xen_create(domid);
     guest->domid = domid;
+    guest->port = port;
     guest->ring = map_ring(domid);
-    guest->fd = guest_socket(domid);
+    guest->fd = guest_socket(domid, port);
+    return guest;
+}
+
+struct guest *guest_create(int domid)
+{
+    xen_create(domid);
+    return guest_at(domid, GUEST_PORT);
+}
+
+struct guest *guest_new(struct wire *toolstack, int domid)
+{
+    struct guest *guest = guest_create(domid);
+    struct request introduction = introduce_request(domid);
+
     wire_call(toolstack, 0, &introduction);
     return guest;
+}
+
+struct guest *guest_dom0(void)
+{
+    return guest_at(0, DOM0_PORT);
+}
+
+void guest_forget(struct guest *guest)
+{
+    unlink_or_die(in_xen("g%d.%u.sock", guest->domid, guest->port));
+    munmap(guest->ring, PAGE_BYTES);
+    close(guest->fd);
+    free(guest);
 }
 
 static uint32_t load(uint32_t *index)
@@ -187,10 +231,10 @@ static void store(uint32_t *index, uint32_t value)
     __atomic_store_n(index, value, __ATOMIC_RELEASE);
 }
 
-void guest_send(struct guest *guest, const struct request *request)
+void guest_send(struct guest *guest, uint32_t transaction, const struct request *request)
 {
     char message[WIRE_MESSAGE_MAX];
-    size_t bytes = wire_encode(message, ++guest->last_request, 0, request), first;
+    size_t bytes = wire_encode(message, ++guest->last_request, transaction, request), first;
     struct ring *ring = guest->ring;
     uint32_t producer = ring->req_prod, at = producer % RING_BYTES;
 
@@ -200,7 +244,7 @@ void guest_send(struct guest *guest, const struct request *request)
     memcpy(ring->requests + at, message, first);
     memcpy(ring->requests, message + first, bytes - first);
     store(&ring->req_prod, producer + bytes);
-    send_event(guest->fd, guest->domid, GUEST_PORT);
+    send_event(guest->fd, guest->domid, guest->port);
 }
 
 void guest_wait(struct guest *guest)
@@ -235,32 +279,45 @@ static void take(struct guest *guest)
     guest->filled += bytes;
     store(&ring->rsp_cons, consumer + bytes);
     if (bytes == RING_BYTES)
-        send_event(guest->fd, guest->domid, GUEST_PORT);
+        send_event(guest->fd, guest->domid, guest->port);
+}
+
+int guest_message(struct guest *guest, struct wire_header *header)
+{
+    size_t bytes;
+
+    take(guest);
+    if (guest->filled < sizeof(*header))
+        return 0;
+    memcpy(header, guest->input, sizeof(*header));
+    if (header->length > WIRE_PAYLOAD_MAX)
+        fatal("domain %d: a message of %u bytes", guest->domid, header->length);
+    bytes = sizeof(*header) + header->length;
+    if (guest->filled < bytes)
+        return 0;
+    memcpy(guest->payload, guest->input + sizeof(*header), header->length);
+    guest->payload[header->length] = 0;
+    guest->length = header->length;
+    guest->filled -= bytes;
+    memmove(guest->input, guest->input + bytes, guest->filled);
+    return 1;
 }
 
 int guest_reply(struct guest *guest, uint32_t type)
 {
     struct wire_header header;
-    size_t bytes;
 
-    take(guest);
-    if (guest->filled < sizeof(header))
+    if (!guest_message(guest, &header))
         return 0;
-    memcpy(&header, guest->input, sizeof(header));
-    bytes = sizeof(header) + header.length;
-    if (guest->filled < bytes)
-        return 0;
-    if (header.type != type || header.request != guest->last_request || guest->filled != bytes)
-        fatal("domain %d: request %u of type %u answered by type %u to request %u: %.*s", guest->domid,
-              guest->last_request, type, header.type, header.request, (int)header.length,
-              guest->input + sizeof(header));
-    guest->filled = 0;
+    if (header.type != type || header.request != guest->last_request || guest->filled)
+        fatal("domain %d: request %u of type %u answered by type %u to request %u: %s", guest->domid,
+              guest->last_request, type, header.type, header.request, guest->payload);
     return 1;
 }
 
 void guest_call(struct guest *guest, const struct request *request)
 {
-    guest_send(guest, request);
+    guest_send(guest, 0, request);
     while (!guest_reply(guest, request->type))
         guest_wait(guest);
 }

@@ -13,6 +13,7 @@
  *   fill TOTAL LIMIT            writes 32-byte nodes until there are TOTAL
  *   domains TOTAL               introduces domains that do nothing until there are TOTAL
  *   guests TOTAL                introduces domains that are guests with rings until there are TOTAL
+ *   hosts TOTAL LIMIT WORKLOAD  places guests as they stand on a real host until there are TOTAL (day.h)
  *
  *   socket KIND SECS            round trips (kinds: trips.h)
  *   pipeline DEPTH KIND SECS    that many requests sent at once, until the last reply
@@ -30,6 +31,7 @@
  *   ring KIND SECS              round trips of the first guest
  *   rings KIND SECS             requests of all guests, one in flight on each ring
  *   introduce COUNT             introductions of domains, one by one
+ *   day SECS                    days of guests on that host, one after another
  *   destroy COUNT               ends of domains, one by one, until a watcher of @releaseDomain has its event
  *
  * Guarantees: see measure.h for the figures. A failure is answered by {"error": TEXT} and ends the program; what would take
@@ -45,6 +47,7 @@
 #include <unistd.h>
 
 #include "crowds.h"
+#include "day.h"
 #include "domains.h"
 #include "gaps.h"
 #include "guests.h"
@@ -228,6 +231,16 @@ static void run_ring(char **words)
     measure_ring(words[0], atof(words[1]));
 }
 
+static void run_hosts(char **words)
+{
+    set_up_hosts(socket_path, atoi(words[0]), atof(words[1]), words[2]);
+}
+
+static void run_day(char **words)
+{
+    measure_days(atof(words[0]));
+}
+
 static void run_rings(char **words)
 {
     measure_rings(words[0], atof(words[1]));
@@ -286,6 +299,8 @@ static const struct command {
     {"devices", 2, 0, run_devices},
     {"gaps", 1, 0, run_gaps},
     {"storm", 1, 0, run_storm},
+    {"hosts", 3, 1, run_hosts},
+    {"day", 1, 0, run_day},
     {"ring", 2, 0, run_ring},
     {"rings", 2, 0, run_rings},
     {"introduce", 1, 0, run_introduce},

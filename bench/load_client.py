@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.oracle.build import Helper, compiled
+from tests.oracle.build import ROOT, Helper, compiled
 
 Answer = dict[str, str | float]
 
@@ -40,7 +40,11 @@ class LoadClient:
         """`xen_dir` is the daemon's simulated Xen, if it has one. Raises MissingPackage or BuildFailed."""
         arguments = [compiled(PROGRAM), socket, *([] if xen_dir is None else [xen_dir])]
         self._process = subprocess.Popen(
-            list(map(str, arguments)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            list(map(str, arguments)),
+            cwd=ROOT,  # to which the names of workloads are relative
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
         )
         self._received = b""
 

@@ -51,6 +51,7 @@ SHEETS = (
             Panel("domains-write", "WRITE beside idle domains", "idle domains", "us"),
         ),
     ),
+    Sheet("day", (Panel("day", "a real host's day", "guests on the host", "ms a guest"),)),
     Sheet(
         "watches",
         (

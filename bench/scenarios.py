@@ -20,6 +20,9 @@ from bench.rows import (
     Stage,
 )
 
+WORKLOAD = "bench/workloads/pvh-day.txt"
+HOST_LIMIT = 90
+DAY_GOAL = Goal(5, 5)
 SOCKET_GOAL = Goal(1.2, 1.5)
 RING_GOAL = Goal(1.2, 1.2)
 ALL_ON_ONE = 1_000_000
@@ -51,6 +54,20 @@ def _short(count: int) -> str:
         if count >= size and count % size == 0:
             return f"{count // size}{letter}"
     return str(count)
+
+
+def _day(guests: int, goal: Goal) -> Stage:
+    """A guest boots, runs, moves and ends on a host with so many others: see workloads/README.md."""
+    row = Row(
+        f"day-{guests}",
+        f"a real host's day, {guests:,} guests: time per guest",
+        "day {seconds}",
+        goal,
+        Measure("ms", "ms"),
+        most_rounds=3,
+        point=Point("day", guests),
+    )
+    return Stage(f"hosts {guests} {HOST_LIMIT} {WORKLOAD}", (row,))
 
 
 def _plural(count: int, noun: str) -> str:
@@ -314,6 +331,9 @@ SCENARIOS = (
         ),
     ),
     Scenario("idle domains", tuple(map(_domains, (10, 100, 1000)))),
+    Scenario(
+        "a host's day", tuple(_day(guests, goal) for guests, goal in ((10, REPORT), (100, PEERS), (1000, DAY_GOAL)))
+    ),
     Scenario(
         "transactions",
         (

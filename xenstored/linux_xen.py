@@ -24,6 +24,7 @@ from array import array
 from typing import Final, NamedTuple, Protocol
 
 from xenstore_state.hypervisor import PAGE_SIZE, DomainFacts
+from xenstored.mapping import Mapping, libc, libc_error
 
 EVTCHN: Final = "/dev/xen/evtchn"
 GNTDEV: Final = "/dev/xen/gntdev"
@@ -90,38 +91,9 @@ INFO_SHUTDOWN: Final = 4
 BUFFER_SIZE: Final = 16 * PAGE_SIZE
 FIRST_RESERVED_DOMID: Final = 0x7FF0
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_ssize_t
-_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
-_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-_libc.mlock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-_PROT_READ_WRITE: Final = 3
-_MAP_SHARED: Final = 1
-_MAP_ANONYMOUS: Final = 0x20
+libc.mlock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _MADV_DONTFORK: Final = 10
-
-
-class Mapping:
-    """Shared writable memory.  Python's own mmap keeps a duplicate of the descriptor, and refuses files that claim no size."""
-
-    def __init__(self, length: int, fd: int = -1, offset: int = 0) -> None:
-        flags = _MAP_SHARED if fd >= 0 else _MAP_SHARED | _MAP_ANONYMOUS
-        self.address: int = _libc.mmap(None, length, _PROT_READ_WRITE, flags, fd, offset)
-        if self.address == -1:
-            raise _libc_error("mmap")
-        self.view = memoryview((ctypes.c_ubyte * length).from_address(self.address)).cast("B")
-
-    def close(self) -> None:
-        """Unmaps; nobody may look at the memory any more."""
-        length = len(self.view)
-        self.view.release()
-        _libc.munmap(self.address, length)
-
-
-def _libc_error(what: str) -> OSError:
-    number = ctypes.get_errno()
-    return OSError(number, f"{what}: {os.strerror(number)}")
 
 
 def _open(path: str, flags: int = 0) -> int:
@@ -177,8 +149,8 @@ def _resident_memory() -> Mapping:
         fd = _open(HYPERCALL_BUFFERS)
     except OSError:
         buffer = Mapping(BUFFER_SIZE)
-        if _libc.mlock(buffer.address, BUFFER_SIZE) or _libc.madvise(buffer.address, BUFFER_SIZE, _MADV_DONTFORK):
-            error = _libc_error("mlock")
+        if libc.mlock(buffer.address, BUFFER_SIZE) or libc.madvise(buffer.address, BUFFER_SIZE, _MADV_DONTFORK):
+            error = libc_error("mlock")
             buffer.close()
             raise error from None
         return buffer

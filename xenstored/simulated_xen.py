@@ -11,13 +11,13 @@ The same directory drives Debian's daemons under the tests' shim.  Not simulated
 """
 
 import errno
-import mmap
 import os
 import socket
 import struct
 from typing import Final
 
 from xenstore_state.hypervisor import PAGE_SIZE, DomainFacts
+from xenstored.mapping import Mapping
 
 _EVENT: Final = struct.Struct("=II")
 _VIRQ_SENDER: Final = 0xFFFFFFFF
@@ -76,7 +76,7 @@ class SimulatedXen:
         self._by_event: dict[tuple[int, int], int] = {(_VIRQ_SENDER, _VIRQ_DOM_EXC): _DOMAIN_PORT}
         self._addresses: dict[int, tuple[bytes, str]] = {}
         self._next_port = _DOMAIN_PORT + 1
-        self._maps: dict[int, mmap.mmap] = {}
+        self._maps: dict[int, Mapping] = {}
 
     # ---- State's half
 
@@ -154,17 +154,14 @@ class SimulatedXen:
         with open(os.path.join(self._directory, f"dom{domid}.ring"), "r+b") as f:
             if os.fstat(f.fileno()).st_size < PAGE_SIZE:
                 raise OSError(f"the ring of domain {domid} is no page")
-            self._maps[domid] = mmap.mmap(f.fileno(), PAGE_SIZE)
-        return memoryview(self._maps[domid])
+            self._maps[domid] = Mapping(PAGE_SIZE, f.fileno())
+        return self._maps[domid].view
 
     def unmap_ring(self, domid: int) -> None:
-        """Lets go of a page."""
+        """Lets go of a page, if it is mapped; all views of it must have been released."""
         page = self._maps.pop(domid, None)
         if page is not None:
-            try:
-                page.close()
-            except BufferError:
-                pass  # the view that map_ring returned is released with its last user
+            page.close()
 
     def receive(self, into: memoryview) -> None:
         """Takes what is there, each event straight into the buffer.

@@ -11,7 +11,7 @@ from bench.plots import SHEETS, curves_of
 from bench.report import Cell, judged, lines_of
 from bench.rows import COMMITS, PEERS, REPORT, Goal, Row, Scenario, Stage
 from bench.run import Plan, Results, Scene
-from bench.scenarios import ROWS, SCENARIOS, TRIPS, selected
+from bench.scenarios import ROWS, SCENARIOS, TRIPS, WORKLOAD, selected
 from bench.table import as_json, markdown
 from tests.oracle.daemons import OurDaemon, short_run_dir
 
@@ -175,7 +175,7 @@ COMMANDS = [
     ("domains 2", "introduce 3", 3),
     ("domains 2", "destroy 3", 3),
 ]
-TESTED_ELSEWHERE = {"children"}
+TESTED_ELSEWHERE = {"children", "hosts", "day"}
 
 
 def test_every_command_of_a_row_is_tried_below() -> None:
@@ -199,6 +199,19 @@ def test_children_give_a_figure_for_each_of_their_rows(load: LoadClient) -> None
     rows = [row for row in ROWS if row.command == "children 1000"]
     assert len(rows) == 4
     assert all(float(answer[row.measure.quantity]) > 0 for row in rows)
+
+
+def test_a_real_hosts_day_is_answered_as_it_was_recorded() -> None:
+    """All 2,000 requests of it, with others' rings and sockets in place."""
+    reason = PROGRAM.missing() if PROGRAM.stale() else None
+    if reason is not None:
+        pytest.skip(reason)
+    with short_run_dir() as run_dir, OurDaemon(run_dir) as daemon, LoadClient(daemon.socket, daemon.xen_dir) as client:
+        client.command("pids " + " ".join(map(str, daemon.pids())), DEADLINE)
+        client.command(f"hosts 2 60 {WORKLOAD}", DEADLINE)
+        answer = client.command("day 0", DEADLINE)
+    assert answer["otherwise"] == 0, answer["first_otherwise"]
+    assert float(answer["requests"]) > 1900
 
 
 def test_what_would_take_too_long_is_declined_and_the_client_goes_on(load: LoadClient) -> None:

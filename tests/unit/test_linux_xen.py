@@ -15,7 +15,8 @@ import pytest
 
 from xenstore_state.hypervisor import PAGE_SIZE, DomainFacts, Hypervisor
 from xenstored import linux_xen
-from xenstored.linux_xen import BUFFER_SIZE, DomainQueries, LinuxXen, Mapping, unique_id_of
+from xenstored.linux_xen import BUFFER_SIZE, DomainQueries, LinuxXen, unique_id_of
+from xenstored.mapping import Mapping
 
 ADDRESS = 0x7F00_0000_0000
 EXISTS, SHUTDOWN, DYING, DEAD = 1, 2, 4, 8
@@ -434,7 +435,7 @@ class TestRings:
         self, logic: LinuxXen, monkeypatch: pytest.MonkeyPatch, failures: int
     ) -> None:
         left = [failures]
-        working = linux_xen.Mapping
+        working: type[Mapping] = vars(linux_xen)["Mapping"]  # the fixture's
 
         def busy(length: int, fd: int = -1, offset: int = 0) -> Mapping:
             if left[0]:

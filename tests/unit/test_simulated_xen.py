@@ -352,6 +352,17 @@ def test_a_page_that_was_let_go_of_is_mapped_anew(place: Place) -> None:
         assert bytes(page[:3]) == b"new"
 
 
+def test_a_mapped_page_takes_no_descriptor(place: Place) -> None:
+    """It could come to have the number of a connection, and close that in the end."""
+    place.state(5)
+    place.page(5)
+    before = os.listdir("/proc/self/fd")
+    place.xen.map_ring(5)
+    assert os.listdir("/proc/self/fd") == before
+    place.xen.unmap_ring(5)
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_letting_go_of_pages_again_and_again_leaves_nothing(place: Place) -> None:
     place.state(5)
     place.page(5)

@@ -61,7 +61,7 @@ NOT_NEEDED: Final = (
 )
 MODULES: Final = (
     *("xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-privcmd", "xenfs"),
-    *("xen-blkback", "xen-netback", "xen-blkfront", "loop", "virtio_pci", "9p", "9pnet_virtio"),
+    *("xen-blkback", "xen-netback", "xen-blkfront", "xen-netfront", "loop", "virtio_pci", "9p", "9pnet_virtio"),
 )
 DOM0_FOLDERS: Final = (
     *("proc", "sys", "dev", "run", "tmp", "root", "mnt", "guest", "etc/xen/scripts"),
@@ -78,7 +78,7 @@ GUEST_LIBRARIES: Final = (
     *("ld-linux-x86-64.so.2", "libc.so.6", "libgcc_s.so.1", "libm.so.6", "libz.so.1", "libexpat.so.1"),
     *("libxenstore.so.4", "libxentoolcore.so.1", "libxentoollog.so.1"),
 )
-GUEST_MODULES: Final = ("xenfs", "xen-privcmd", "xen-blkfront")
+GUEST_MODULES: Final = ("xenfs", "xen-privcmd", "xen-blkfront", "xen-netfront")
 GUEST_PYTHON: Final = (
     *("__future__", "_collections_abc", "abc", "codecs", "genericpath", "io", "os", "posixpath", "stat", "struct"),
     *("encodings/__init__", "encodings/aliases", "encodings/utf_8", "encodings/ascii", "encodings/latin_1"),
@@ -259,6 +259,7 @@ def _finish_dom0(root: Path) -> None:
     _compile_python(root)
     _copy_program(FILES / "dom0-init", root / "init")
     _copy_program(FILES / "block-script", root / "etc" / "xen" / "scripts" / "block-test")
+    _copy_program(FILES / "network-script", root / "etc" / "xen" / "scripts" / "vif-test")
     _copy_program(FILES / "local-transport", root / "usr" / "bin" / "local-transport")
     shutil.copy(FILES / "load.py", root / "guest")
     shutil.copy(KERNEL, root / "guest")

@@ -189,7 +189,14 @@ class Host:
 
     # ---- guests
 
-    def create(self, name: str, kind: str = PV, role: str = "clients", disks: list[str] | None = None) -> int:
+    def create(
+        self,
+        name: str,
+        kind: str = PV,
+        role: str = "clients",
+        disks: list[str] | None = None,
+        networks: list[str] | None = None,
+    ) -> int:
         """Has the toolstack make a guest and start it; its domid."""
         config = Path(f"/run/xen/{name}.cfg")
         lines = [
@@ -203,6 +210,7 @@ class Host:
             'on_crash="destroy"',
             'on_reboot="destroy"',
             f"disk={disks or []!r}",
+            f"vif={networks or []!r}",
         ]
         if kind == PVH:
             lines.append('tsc_mode="native"')  # the emulated processor's time stamp counter cannot be scaled

@@ -16,6 +16,7 @@ from tests.xen.dom0.host import C_XENSTORED, KERNEL_DEVICE, SOCKET, CheckFailed,
 from xenstore_state.hypervisor import PAGE_SIZE
 from xenstored import linux_xen
 from xenstored.linux_xen import LinuxXen, unique_id_of
+from xenstored.mapping import Mapping
 
 JOB = Job("takeover")
 GUEST = 1
@@ -147,7 +148,7 @@ def dom0s_ring_is_also_the_page_in_proc(host: Host) -> None:
 
     def body(xen: LinuxXen) -> None:
         xen.in_logic()
-        page = linux_xen.Mapping(PAGE_SIZE, os.open(linux_xen.XSD_KVA, os.O_RDWR))
+        page = Mapping(PAGE_SIZE, os.open(linux_xen.XSD_KVA, os.O_RDWR))
         expect(bytes(page.view), bytes(xen.map_ring(0)))
         page.close()
 
