@@ -91,5 +91,5 @@ bench-restart: $(PLOTS) $(COMPILED_STAMP)
 	$(PY) -m bench.restart $(BENCH)
 
 clean:
-	rm -rf $(VENV) $(COMPILED) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(COMPILED) build *.egg-info .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

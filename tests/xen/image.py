@@ -20,7 +20,7 @@ from typing import Final
 
 from tests.oracle.build import ROOT
 
-CACHE: Final = ROOT / ".venv" / "xen"
+CACHE: Final = ROOT / ".cache" / "xen"
 FILES: Final = Path(__file__).parent / "files"
 XEN: Final = CACHE / "out" / "xen"
 KERNEL: Final = CACHE / "out" / "vmlinux"
