@@ -122,7 +122,7 @@ class Peer:
         """The next message, which must be an event; its payload."""
         message = yield from self.message()
         check(message.op == Op.WATCH_EVENT, f"{message} instead of an event")
-        return self._checked_event(message)
+        return self.checked_event(message)
 
     def exchange(self, requests: Sequence[Request]) -> Generator[Wait, None, list[Answer]]:
         """Sends requests and waits for the answers."""
@@ -142,7 +142,7 @@ class Peer:
         events = []
         message = yield from self.message()
         while message.op == Op.WATCH_EVENT:
-            events.append(self._checked_event(message))
+            events.append(self.checked_event(message))
             message = yield from self.message()
         check(
             (message.req_id, message.tx_id) == (req_id, request.tx) and message.op in {request.op, Op.ERROR},
@@ -156,7 +156,7 @@ class Peer:
         """Lets time pass.  Messages are received meanwhile unless `reading` is off."""
         yield Wait(time.monotonic() + seconds)
 
-    def _checked_event(self, message: Message) -> bytes:
+    def checked_event(self, message: Message) -> bytes:
         check(message.req_id == message.tx_id == 0, f"an event with ids: {message}")
         check(message.payload.count(b"\0") == 2 and message.payload.endswith(b"\0"), f"a torn event: {message}")
         self.counts["events"] += 1

@@ -92,7 +92,7 @@ class Load:
         """Watches its own nodes while it changes them: an event lost, made twice or in the wrong place."""
         rng, home, token = peer.rng, HOME + b"/" + peer.name.encode(), b"own token"
         there: set[bytes] = set()
-        yield from _watch(peer, home, token)
+        yield from watch(peer, home, token)
         number = 0
         while not self.herd.stopping:
             batch, expected, late = [], list[list[bytes]](), list[bytes]()
@@ -116,7 +116,7 @@ class Load:
         """Watches one node and writes it: exactly one event for a write, at least one for several in one piece."""
         rng, path = peer.rng, HOME + b"/" + peer.name.encode()
         event = strings(path, b"t")
-        yield from _watch(peer, path, b"t")
+        yield from watch(peer, path, b"t")
         value = 0
         while not self.herd.stopping:
             n = rng.choice((1, 1, 1, 5))
@@ -135,7 +135,7 @@ class Load:
         rng, last_tx = peer.rng, 0
         while not self.herd.stopping:
             path = HOME + b"/counter/%d" % rng.randrange(COUNTERS)
-            tx = yield from _start(peer, last_tx)
+            tx = yield from start(peer, last_tx)
             last_tx = tx
             reads = yield from peer.exchange([Request(Op.READ, strings(path), tx)] * rng.choice((1, 2)))
             check(all(r.body.isdigit() and r.body == reads[0].body for r in reads), f"reads differ: {reads}")
@@ -158,7 +158,7 @@ class Load:
             old, new = b"old %d" % number, b"new %d" % number
             before = (yield from peer.call(Op.READ, c)).body
             check((yield from peer.call(Op.WRITE, a + old)).body == OK, "WRITE")
-            tx = last_tx = yield from _start(peer, last_tx)
+            tx = last_tx = yield from start(peer, last_tx)
             answers = yield from peer.exchange([Request(Op.READ, a, tx), Request(Op.WRITE, c + new, tx)])
             check([x.outcome for x in answers] == [old, OK], f"at first: {answers}")
             yield from peer.sleep(rng.random() * 0.05)
@@ -216,7 +216,7 @@ class Load:
         yield from self._observe(peer, b"quick", 0)
 
     def _observe(self, peer: Peer, token: bytes, pause_max: float) -> Script:
-        yield from _watch(peer, STREAM, token)
+        yield from watch(peer, STREAM, token)
         self.observing += 1
         number = 0
         while not self.stream_ended or number < self.streamed:
@@ -280,13 +280,13 @@ def _change(rng: random.Random, path: bytes, there: set[bytes]) -> tuple[Request
     return Request(op, strings(path)), op == Op.WRITE or not existed
 
 
-def _watch(peer: Peer, path: bytes, token: bytes) -> Generator[Wait, None, None]:
+def watch(peer: Peer, path: bytes, token: bytes) -> Generator[Wait, None, None]:
     check((yield from peer.call(Op.WATCH, strings(path, token))).outcome == OK, "WATCH")
     event = yield from peer.event()
     check(event == strings(path, token), f"first event {event!r}")
 
 
-def _start(peer: Peer, last: int) -> Generator[Wait, None, int]:
+def start(peer: Peer, last: int) -> Generator[Wait, None, int]:
     """Starts a transaction: ids of one connection follow one another, or a START was done twice."""
     answer = yield from peer.call(Op.TRANSACTION_START, b"\0")
     check(answer.body[:-1].isdigit(), f"TRANSACTION_START: {answer}")

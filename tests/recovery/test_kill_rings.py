@@ -41,7 +41,7 @@ from tests.recovery import test_kill
 from tests.recovery.boxview import BoxView, Slot
 from tests.recovery.clients import Failure, Herd, Peer, Request, Script, Wait, check, strings
 from tests.recovery.killer import AHEAD, BETWEEN_LOOKS, LIFE_MAX, LOOKS, Killer
-from tests.recovery.load import COUNTERS, HOME, OK, STREAM, Load, _stream_path, _watch
+from tests.recovery.load import COUNTERS, HOME, OK, STREAM, Load, _stream_path, watch
 from tests.recovery.logic import (
     EPOLL_WAIT,
     Gone,
@@ -173,7 +173,7 @@ class RingLoad(Load):
     def late(self, peer: Peer) -> Script:
         """Watches the stream, reads nothing for a while and everything then: events that wait beside the ring."""
         token = b"late" * 40
-        yield from _watch(peer, STREAM, token)
+        yield from watch(peer, STREAM, token)
         self.observing += 1
         while not self.stream_ended or self.late_number < self.streamed:
             peer.reading = False
