@@ -2,7 +2,7 @@
 
 An `Injector` lives in every process of a daemon that `launcher` has started; the patches (`logic_steps`, `state_steps`) call it
 at each step.  A process is armed when it begins its part: each step that was not hit often yet gets a number of times to
-be passed, and the first one at which that is used up kills the process with SIGKILL, after a line in a file has said which.
+be passed, and the first one at which that is used up kills the process with SIGKILL, after a line in a file has said which.  Nobody dies while there is no such file.
 Knows nothing of what the steps are between; production code knows nothing of any of this.
 """
 
@@ -85,31 +85,34 @@ class Injector:
         self._seed = seed
         self._steps = steps
         self._left: dict[str, int] = {}
-        self._early = False
+        self._early = self._served = False
 
     def arm(self, role: str) -> None:
         """The process begins to play this part: which steps it may die at, after how many passes."""
         rng = random.Random(f"{self._seed} {os.getpid()}")
         own = [step for step in self._steps if STEPS[step].role == role]
         lines = self._file.read_bytes().splitlines() if self._file.exists() else []
-        hits = hits_of(self._file)
+        hits = hits_of(lines)
         least = min((hits[step] for step in own), default=0)
-        self._early = role == "state"
-        twice = self._early and bool(lines) and lines[-1].endswith(EARLY)
+        self._early = role == "state" and not self._served
+        if self._early and lines and lines[-1].endswith(EARLY):
+            return  # until it serves
         self._left = {
-            step: rng.randrange(1, STEPS[step].passes + 1) + twice
+            step: rng.randrange(1, STEPS[step].passes + 1)
             for step in own
             if hits[step] <= least + AHEAD or rng.random() < 0.02
         }
 
     def serving(self) -> None:
-        """State serves: from now on its death is no early one."""
-        self._early = False
+        """State serves: from now on its death is no early one.  The first State is armed only now."""
+        self._early, self._served = False, True
+        if not self._left:
+            self.arm("state")
 
     def due(self, step: str) -> bool:
         """Whether this pass is the last."""
         left = self._left.get(step)
-        if left is None:
+        if left is None or not os.path.exists(self._file):
             return False
         self._left[step] = left - 1
         return left <= 1
@@ -121,16 +124,14 @@ class Injector:
 
     def crash(self, step: str) -> None:
         """Dies, and says where."""
-        fd = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         os.write(fd, step.encode() + (b"\t" + EARLY if self._early else b"") + b"\n")
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def hits_of(file: Path) -> Counter[str]:
-    """How often each step was hit."""
-    if not file.exists():
-        return Counter()
-    return Counter(line.split("\t")[0] for line in file.read_text().splitlines())
+def hits_of(lines: list[bytes]) -> Counter[str]:
+    """How often each step was hit, by the lines of the file."""
+    return Counter(line.split(b"\t")[0].decode() for line in lines)
 
 
 def before(owner: Any, name: str, act: Callable[..., object]) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from tests.conformance.wire import Client, Closed, Op, WireError, strings
 from tests.oracle.daemons import OurDaemon, session_members
+from tests.torture.injections import hits_of
 from tests.torture.launcher import VARIABLE
 
 PATIENCE: Final = 60.0
@@ -36,13 +37,26 @@ class TortureDaemon(OurDaemon):
         broken: str = "",
         arguments: Sequence[str] = (),
     ) -> None:
-        self.crashes = run_dir / "crashes"
-        told = {"file": str(self.crashes), "seed": seed, "steps": list(steps), "broken": broken}
+        self._crashes = run_dir / "crashes"
+        self.hits: Counter[str] = Counter()
+        told = {"file": str(self._crashes), "seed": seed, "steps": list(steps), "broken": broken}
         super().__init__(run_dir, [*(["--guardian"] if guardian else []), *arguments], {VARIABLE: json.dumps(told)})
 
     def command(self) -> list[str]:
         own = super().command()
         return ["tests.torture.launcher" if word == "xenstored" else word for word in own]
+
+    @contextmanager
+    def crashing(self) -> Iterator[None]:
+        """From now on, and until the end of the block, it crashes at its steps."""
+        self._crashes.touch()
+        yield
+        self.count_hits()
+        self._crashes.unlink()
+
+    def count_hits(self) -> None:
+        """Has `hits` say how often it has crashed at each step."""
+        self.hits = hits_of(self._crashes.read_bytes().splitlines())
 
     def zombies(self) -> int:
         """Dead processes of the daemon that nobody has buried."""

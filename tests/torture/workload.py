@@ -272,6 +272,8 @@ def main() -> None:
     """The command."""
     path, seed, number = sys.argv[1:]
     load = Torture(path, int(seed), int(number))
+    with Client(path) as client:
+        client.exists("/")  # whoever connected before has been accepted
     load.herd.listen_to(0, load.stop)
     print("ready", flush=True)
     load.herd.run()
