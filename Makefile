@@ -1,6 +1,7 @@
 # run   the daemon in the foreground, with a socket, without Xen
 # test  every test that this machine can run
 # test-xen  the daemon on a real Xen under QEMU, with guests: some four minutes, installs what it needs, downloads 100 MB
+# torture  fifty clients work while everything is killed, TORTURE_SECONDS long; see python -m tests.torture --help
 # test-restarts  conformance, clients and guests while Logic is restarted every 50 ms, and for every request
 # test-compiled  the conformance tests against the daemon with its hot modules compiled
 # model this daemon, its core, C xenstored and oxenstored against the reference model, for SECONDS
@@ -21,7 +22,7 @@ COMPILED := .venv-compiled
 COMPILED_STAMP := $(COMPILED)/.stamp
 SOURCES := $(wildcard protocol/*.py recovery_box/*.py xenstore_state/*.py xenstore_logic/*.py xenstored/*.py)
 
-.PHONY: run test test-xen test-restarts test-compiled lint format bench bench-quick bench-micro bench-restart clean
+.PHONY: run test test-xen torture test-restarts test-compiled lint format bench bench-quick bench-micro bench-restart clean
 .DEFAULT_GOAL := test
 
 ifeq ($(PYTHON),)
@@ -56,6 +57,12 @@ test: $(STAMP)
 test-xen: $(STAMP)
 	$(PY) -m tests.xen.image
 	XOARSTORE_XEN=1 $(PY) -m pytest tests/xen
+
+TORTURE_SECONDS ?= 600
+TORTURE_SEED ?= 0
+
+torture: $(STAMP)
+	$(PY) -m tests.torture --seconds $(TORTURE_SECONDS) --seed $(TORTURE_SEED) $(TORTURE)
 
 test-restarts: $(STAMP)
 	XOARSTORE_RESTART=every=0.05 $(PY) -m pytest tests/conformance tests/unit/test_client_daemon.py

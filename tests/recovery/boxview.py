@@ -32,7 +32,7 @@ from recovery_box.lanes import _BYTES, _DONE, _IN_HEADER, _OUT_HEADER, _OWNER
 from xenstore_state.records import BadRecord, Record, decode
 
 M32: Final = 0xFFFFFFFF
-SLOTS_LOOKED_AT: Final = 64
+SLOTS_LOOKED_AT: Final = 128
 """Slots that a look covers unless told otherwise."""
 ENTRY: Final = struct.Struct("=IIQ")
 HEADER_SIZE: Final = 16
@@ -116,6 +116,11 @@ class BoxView:
     def slots(self, limit: int = SLOTS_LOOKED_AT) -> list[Slot]:
         """The slots ever used among the first `limit`; a slot keeps its last owner until it is reused."""
         return [slot for slot in map(self.slot, range(limit)) if slot.owner]
+
+    @property
+    def youngest(self) -> int:
+        """Id of the last connection that was made."""
+        return max((slot.owner for slot in self.slots()), default=0)
 
     def slot_of(self, connection: int) -> Slot:
         """The slot of a connection."""

@@ -224,6 +224,9 @@ class Herd:
         self.stopping = False
         """Scripts should come to their end."""
         self.failures: list[str] = []
+        self.tolerant = False
+        """Whether the others go on when one has failed."""
+        self.patience = PATIENCE
         self._running: dict[int, _Running] = {}
         self._epoll = select.epoll()
         self._others: dict[int, Callable[[], None]] = {}
@@ -241,7 +244,7 @@ class Herd:
 
     def run(self) -> None:
         """Until every script has ended or one has failed."""
-        while self._running and not self.failures:
+        while self._running and (self.tolerant or not self.failures):
             now = time.monotonic()
             timeout = 0.5
             for running in list(self._running.values()):
@@ -263,7 +266,7 @@ class Herd:
                 running.since = now
             running.retry = peer.transmit(now)
             waited = now - running.since
-            check(running.until is not None or waited < PATIENCE, f"nothing came for {waited:.0f} s")
+            check(running.until is not None or waited < self.patience, f"nothing came for {waited:.0f} s")
 
         if not self._guarded(running, go):
             return 0

@@ -1,8 +1,8 @@
 """Kills Logic again and again, and keeps count of the steps at which it fell.
 
-Two ways.  `at_once` kills without looking, after a random time or as soon as there is a Logic.  `at_a_step` stops Logic
-wherever it happens to be, looks (`steps`), lets it go on if that step has been hit often compared with others, and kills it
-where it stands otherwise; Logic's own code stays as fast as ever.
+Three ways.  `at_once` kills without looking, after a random time or as soon as there is a Logic.  `anywhere` stops Logic
+wherever it happens to be, looks (`steps`), and kills it there.  `at_a_step` lets it go on if that step has been hit often
+compared with others.  Logic's own code stays as fast as ever.
 Knows nothing of the clients.
 """
 
@@ -55,6 +55,20 @@ class Killer:
                 time.sleep(life)
             logic.kill()
             self.blind += 1
+        except Gone:
+            pass
+        finally:
+            logic.close()
+
+    def anywhere(self) -> None:
+        """Kills Logic wherever it is, and notes at which step that was."""
+        logic = wait_for_logic(self.daemon)
+        try:
+            logic.stop()
+            step = step_of(self.view, logic.system_call(), self.idle)
+            self.looks[step] += 1
+            logic.kill()
+            self.hits[step] += 1
         except Gone:
             pass
         finally:

@@ -40,6 +40,7 @@ KINDS: Final = (
     ("big", 1),
 )
 """How many clients there are of each other kind; a kind is a method of `Load`."""
+EVERYBODY: Final = (("slow", SLOW), *KINDS)
 SLOW_PAUSE_MAX: Final = 0.8
 """Seconds in which the stream makes less than may be pending for one connection."""
 COUNTERS: Final = 2
@@ -51,7 +52,7 @@ SLOW_TOKEN: Final = b"slow" * 200
 class Load:
     """What the clients share: which acknowledged values must be in the store at the end."""
 
-    def __init__(self, path: str, seed: int) -> None:
+    def __init__(self, path: str, seed: int, kinds: tuple[tuple[str, int], ...] = EVERYBODY) -> None:
         self.herd = Herd()
         self.expected: dict[bytes, bytes] = {}
         self.commits: Counter[bytes] = Counter()
@@ -61,7 +62,7 @@ class Load:
         self.stream_ended = False
         rng = random.Random(seed)
         self.peers: list[Peer] = []
-        clients = [(getattr(self, kind), f"{kind}{i}") for kind, n in (("slow", SLOW), *KINDS) for i in range(n)]
+        clients = [(getattr(self, kind), f"{kind}{i}") for kind, n in kinds for i in range(n)]
         with Client(path) as client:
             for counter in range(COUNTERS):
                 client.write(f"{HOME.decode()}/counter/{counter}", b"0")

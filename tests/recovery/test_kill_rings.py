@@ -7,7 +7,7 @@ pages and the system call.  Then there are domains that come and go, and rewrite
     python -m tests.recovery.test_kill_rings XEN_DIRECTORY SOCKET SEED MIX
 
 is the guests' process, driven like that of `load`.  Default times are short; `XOARSTORE_KILL_SECONDS` and
-`XOARSTORE_KILL_SEED` as in `test_kill`.
+`XOARSTORE_KILL_SEED` say for how long, and repeat a run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import json
 import mmap
 import os
 import random
-import subprocess
 import sys
 import threading
 import time
@@ -37,9 +36,9 @@ from tests.conformance.wire import Client
 from tests.conformance.wire import strings as words
 from tests.conformance.xen import EVENT, FIELDS, PAGE, Guest, SimulatedXen
 from tests.oracle.daemons import OurDaemon
-from tests.recovery import test_kill
 from tests.recovery.boxview import BoxView, Slot
 from tests.recovery.clients import Failure, Herd, Peer, Request, Script, Wait, check, strings
+from tests.recovery.clients_process import ClientsProcess
 from tests.recovery.killer import AHEAD, BETWEEN_LOOKS, LIFE_MAX, LOOKS, Killer
 from tests.recovery.load import COUNTERS, HOME, OK, STREAM, Load, _stream_path, watch
 from tests.recovery.logic import (
@@ -216,7 +215,7 @@ def main() -> None:
 # ---- the guests from outside
 
 
-class Guests(test_kill.Herd):
+class Guests(ClientsProcess):
     """The guests' process, and their pages as they can be looked at from outside."""
 
     def __init__(self, daemon: OurDaemon, view: BoxView, mix: str) -> None:
@@ -240,20 +239,20 @@ class Guests(test_kill.Herd):
                     client.call(Op.SET_QUOTA, words(domid, "outstanding", 0))
             last = max(slot.owner for slot in view.slots())
             arguments = [str(daemon.xen_dir), str(daemon.socket), str(SEED), mix]
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.recovery.test_kill_rings", *arguments],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            assert self.process.stdout is not None
-            assert self.process.stdout.readline() == "ready\n"
+            super().__init__("tests.recovery.test_kill_rings", *arguments)
         owners = [view.slot(slot).owner for slot in self.slots.values()]
         owners += range(last + 1, last + 1 + len(on_sockets))
         self.idle = {
             owner for owner, kind in zip(owners, on_rings + on_sockets, strict=True) if kind in {"slow", "big"}
         }
         """Who lets output lie, by connection."""
+
+    def counts(self) -> dict[str, int]:
+        """Lets the guests come to their end; what they counted.  Fails with what they found."""
+        report = self.finish()
+        assert not report["failures"], (report["failures"], unusual(self.daemon))
+        counts: dict[str, int] = report["counts"]
+        return counts
 
     def _introduce(self, client: Client, xen: SimulatedXen, view: BoxView, domid: int) -> None:
         page = xen.ring(domid)
@@ -389,9 +388,7 @@ def under_load(daemon: OurDaemon, mix: str) -> Iterator[tuple[Guests, RingKiller
         try:
             yield guests, RingKiller(daemon, view, random.Random(SEED), guests)
         finally:
-            if guests.works:
-                guests.process.kill()
-            guests.process.wait()
+            guests.end()
 
 
 @pytest.mark.slow
@@ -414,7 +411,7 @@ def test_killed_at_every_step_of_a_ring_no_guest_notices(daemon: OurDaemon, caps
                     killer.at_a_step()
         with capsys.disabled():
             print(f"\nseed {SEED}, {elapsed:.0f} s\n{killer.table()}")
-        counts = guests.finish()
+        counts = guests.counts()
     with capsys.disabled():
         print(f"  {counts}")
     assert not missing, f"too seldom hit: {missing}"
@@ -430,7 +427,7 @@ def test_killed_as_fast_as_it_restarts_no_guest_notices(
         end = time.monotonic() + SECONDS / 2
         while guests.works and time.monotonic() < end:
             killer.at_once(rng.choice((0, 0, rng.random() * LIFE_MAX)))
-        counts = guests.finish()
+        counts = guests.counts()
     with capsys.disabled():
         print(f"\nseed {SEED}: {killer.kills} kills\n  {counts}")
     only_killed(daemon, killer.kills)

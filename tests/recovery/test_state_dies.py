@@ -1,18 +1,14 @@
-"""`kill -9` of State, of Logic, and of both at once, under load: the daemon comes back by itself, and nobody notices.
+"""`kill -9` of State, of Logic, and of both at once: the daemon comes back by itself, and nobody notices.
 
-Twenty clients check every message they get (`load`), as for the deaths of Logic alone.
-`XOARSTORE_STATE_SECONDS` sets how long (default 8).
+(Under load, and at named steps: `tests.torture`.)
 """
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -171,36 +167,3 @@ def test_it_ends_in_order_and_leaves_nothing(daemon: OurDaemon) -> None:
         time.sleep(0.01)
     assert list(daemon.run_dir.glob("state-*/*")) == []
     assert not daemon.socket.exists()
-
-
-@pytest.mark.slow
-def test_under_load_nobody_notices(daemon: OurDaemon, capsys: pytest.CaptureFixture[str]) -> None:
-    rng = random.Random(SEED)
-    command = [sys.executable, "-m", "tests.recovery.load", str(daemon.socket), str(SEED)]
-    herd = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        assert herd.stdout is not None
-        assert herd.stdout.readline() == "ready\n"
-        end = time.monotonic() + SECONDS
-        kills = {"State": 0, "Logic": 0, "both": 0}
-        while herd.poll() is None and time.monotonic() < end:
-            time.sleep(rng.random() * 0.05)
-            what = rng.choice(sorted(kills))
-            if what == "Logic":
-                kill(logic_pid(daemon))
-            elif what == "State":
-                kill_state(daemon)
-            else:
-                kill(logic_pid(daemon))
-                kill_state(daemon)
-            kills[what] += 1
-        output, _ = herd.communicate("stop\n" if herd.poll() is None else None, timeout=FINISH)
-    finally:
-        if herd.poll() is None:
-            herd.kill()
-        herd.wait()
-    report = json.loads(output)
-    with capsys.disabled():
-        print(f"\nseed {SEED}: {kills}\n  {report['counts']}")
-    assert not report["failures"], (report["failures"], daemon.output()[-4000:])
-    assert kills["State"] + kills["both"] > 5

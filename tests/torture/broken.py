@@ -6,6 +6,7 @@ crashes they behave like the real one.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -19,6 +20,10 @@ from xenstore_state.tree import Tree
 
 CRASH: Final = "turn over"
 """The step in whose name a build of these crashes at its own place."""
+
+
+SELDOM: Final = 0.02
+"""Seconds between looks at the journal."""
 
 
 def publish_after_send(injector: Injector) -> None:
@@ -82,17 +87,27 @@ def positions_packed(injector: Injector) -> None:
 
 
 def not_drained(injector: Injector) -> None:
-    """The next Logic is forked before State has applied what the dead one had published."""
+    """The next Logic is forked before State has applied what the dead one had published.
+
+    State looks at the journal seldom, so that there mostly is something.  (The intact one would take it when Logic is dead.)
+    """
     bury, drain = Keeper._bury, Keeper._drain
+    looked = [0.0]
+
+    def seldom(self: Keeper, most: int = 0) -> bool:
+        now = time.monotonic()
+        if not most or now < looked[0] + SELDOM:
+            return False
+        looked[0] = now
+        return drain(self, most)
 
     def buried(self: Keeper) -> None:
-        Keeper._drain = lambda self, most=0: False  # type: ignore[method-assign]
-        try:
-            bury(self)
-        finally:
-            Keeper._drain = drain  # type: ignore[method-assign]
+        looked[0] = time.monotonic()
+        bury(self)
 
+    Keeper._drain = seldom  # type: ignore[method-assign]
     Keeper._bury = buried  # type: ignore[method-assign]
+    Keeper._answer = lambda self: self._line.answer(self._reply_to)  # type: ignore[method-assign,assignment]
     before(Loop, "flush", lambda self: injector.at(CRASH, when=self._dirty))
 
 

@@ -45,10 +45,10 @@ class Verdict(NamedTuple):
     """For people: what it looks like, one of `KINDS`."""
 
 
-TORN: Final = "torn"
+UNWRITTEN: Final = "unwritten"
 STALE: Final = "stale"
 KINDS: Final = {
-    TORN: "a value that nobody wrote",
+    UNWRITTEN: "a value that nobody wrote, unless in a transaction that failed",
     STALE: "an acknowledged change is missing, was made twice, or was seen half",
 }
 
@@ -123,4 +123,4 @@ class _Search:
         steps = (step for each in self.lists for operation in each for step in operation.steps)
         written = {(step.name, step.value) for step in steps if step.kind == WRITE} | set(self.initial)
         read = [step for operation in stuck for step in operation.steps if step.kind == READ and step.value is not None]
-        return TORN if any((step.name, step.value) not in written for step in read) else STALE
+        return UNWRITTEN if any((step.name, step.value) not in written for step in read) else STALE

@@ -1,8 +1,9 @@
 """Crashes at named steps: where a process of the daemon may be made to kill itself, and the machinery for it.
 
-An `Injector` lives in every process of a daemon that `launcher` has started; the patches (`logic_steps`, `state_steps`) call it
-at each step.  A process is armed when it begins its part: each step that was not hit often yet gets a number of times to
-be passed, and the first one at which that is used up kills the process with SIGKILL, after a line in a file has said which.  Nobody dies while there is no such file.
+An `Injector` lives in every process of a daemon that `launcher` has started; the patches (`logic_steps`, `state_steps`)
+call it at each step.  A process is armed when it begins its part: each step that was not hit often yet gets a number of
+times to be passed, and the first one at which that is used up kills the process with SIGKILL, after a line in a file has
+said which.  Nobody dies while there is no such file.
 Knows nothing of what the steps are between; production code knows nothing of any of this.
 """
 

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from tests.conformance.wire import Client, Closed, Op, WireError, strings
 from tests.oracle.daemons import OurDaemon, session_members
+from tests.recovery.clients_process import ClientsProcess
 from tests.torture.injections import hits_of
 from tests.torture.launcher import VARIABLE
 
 PATIENCE: Final = 60.0
-FINISH: Final = 300.0
-"""Seconds in which the clients come to their end and the checker to its verdict."""
 
 
 class TortureDaemon(OurDaemon):
@@ -103,37 +100,14 @@ class Size:
         self.descriptors = len(os.listdir(f"/proc/{pid}/fd"))
 
 
-class Crowd:
-    """The process of the clients (`workload`)."""
-
-    def __init__(self, daemon: OurDaemon, seed: int, number: int, *options: str) -> None:
-        command = [sys.executable, "-m", "tests.torture.workload", str(daemon.socket), str(seed), str(number), *options]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line == "ready\n", f"the clients could not begin: {line!r}\n{daemon.output()[-4000:]}"
-
-    @property
-    def works(self) -> bool:
-        return self.process.poll() is None
-
-    def finish(self) -> dict[str, Any]:
-        """Lets the clients come to their end; what they and the checker found."""
-        output, _ = self.process.communicate("stop\n" if self.works else None, timeout=FINISH)
-        report: dict[str, Any] = json.loads(output)
-        return report
-
-
 @contextmanager
-def crowd(daemon: OurDaemon, seed: int, number: int, *options: str) -> Iterator[Crowd]:
-    """Clients at work; none is left afterwards."""
-    clients = Crowd(daemon, seed, number, *options)
+def crowd(daemon: OurDaemon, seed: int, number: int, *options: str) -> Iterator[ClientsProcess]:
+    """Clients at work (`workload`); none is left afterwards."""
+    clients = ClientsProcess("tests.torture.workload", str(daemon.socket), str(seed), str(number), *options)
     try:
         yield clients
     finally:
-        if clients.works:
-            clients.process.kill()
-        clients.process.wait()
+        clients.end()
 
 
 class Visitors:

@@ -15,7 +15,7 @@ from xenstore_state.keeper import Keeper
 from xenstore_state.restarts import Restarts
 from xenstore_state.survival import ACCEPTED, Survival
 
-OFTEN: Final = 256 << 10
+OFTEN: Final = 32 << 10
 """Bytes of a ledger at which another checkpoint is made: far more often than in earnest."""
 
 

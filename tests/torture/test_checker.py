@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.torture import watching
-from tests.torture.checker import STALE, TORN, check
+from tests.torture.checker import STALE, UNWRITTEN, check
 from tests.torture.history import LIST, NEVER, READ, REMOVE, WRITE, Operation, State, Step, performed
 from tests.torture.watching import Change, Event
 
@@ -73,7 +73,7 @@ BAD = {
         STALE,
     ),
     "a removal done twice": ([write(1, 0, 1, b"a"), remove(1, 2, 3), write(2, 4, 5, b"b"), read(1, 6, 7, None)], STALE),
-    "a value that nobody wrote": ([write(1, 0, 1, b"a"), read(2, 2, 3, b"a\0")], TORN),
+    "a value that nobody wrote": ([write(1, 0, 1, b"a"), read(2, 2, 3, b"a\0")], UNWRITTEN),
     "seen new, then old": ([write(1, 0, 9, b"a"), read(2, 1, 2, b"a"), read(3, 3, 4, None)], STALE),
     "seen before it was asked for": ([read(2, 0, 1, b"a"), write(1, 2, 3, b"a")], STALE),
     "against the order of one client": ([write(1, 0, 9, b"a"), read(1, 0, 9, None)], STALE),

@@ -1,6 +1,6 @@
 """The clients of the torture: fifty whose history is checked, and some that know exactly what they must be told.
 
-    python -m tests.torture.workload SOCKET SEED ROUND
+    python -m tests.torture.workload SOCKET SEED ROUND [--history]
 
 prints `ready` when all are connected, works until a line comes on stdin, lets every client finish, checks everything, and
 prints one line of JSON (`Report`).
@@ -9,6 +9,7 @@ Ten groups of five: three that read, write, remove, list and swap in transaction
 several requests at once; and a watcher, of which some read seldom.  Every request and answer is recorded with its times.
 Beside them work the clients of `tests.recovery.load`, who compare each message with what they predict, and two that ask for
 the same again and again, a hundred requests in a piece: they see to it that Logic always has something to do.
+`--history` leaves the former out, and lets the others go on when one of them has failed.
 Knows the protocol, nothing of how the daemon is made or what is done to it.
 """
 
@@ -18,18 +19,18 @@ import json
 import random
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Generator
 from typing import Any, Final, TypeVar
 
 from protocol.ops import Op
 from protocol.wire import Message
 from tests.conformance.wire import Client
-from tests.recovery.clients import Answer, Failure, Peer, Request, Script, Wait, check, strings
-from tests.recovery.load import OK, Load, start, watch
+from tests.recovery.clients import PATIENCE, Answer, Failure, Peer, Request, Script, Wait, check, strings
+from tests.recovery.load import EVERYBODY, OK, SLOW, Load, start, watch
 from tests.torture import checker, watching
 from tests.torture.flood import Flooder
-from tests.torture.history import LIST, READ, REMOVE, WRITE, Operation, Step
+from tests.torture.history import LIST, NEVER, READ, REMOVE, WRITE, Operation, Step
 
 GROUPS: Final = 10
 ACTORS: Final = 3
@@ -39,9 +40,21 @@ SHOTS: Final = 50
 LAZY: Final = 3
 """One watcher in so many reads seldom."""
 LAZY_PAUSE: Final = 0.3
+IMPATIENCE: Final = 4.0
+"""`PATIENCE` where answers are expected to be lost."""
+HOLD: Final = 0.02
+"""Longest time that a transaction is kept open, in seconds."""
 FLOODS: Final = 2
 FLOOD: Final = 100
 SomePeer = TypeVar("SomePeer", bound=Peer)
+
+
+def idle_connections(last: int) -> set[int]:
+    """Ids of the connections that read seldom, given the id of the last one that is made before anybody works."""
+    each = ACTORS + 3  # one that prepares the store, the actors, the one with several requests, the watcher
+    groups = range(last - FLOODS - 1 - GROUPS * each, last - FLOODS - 1, each)
+    first = groups[0] - sum(n for _, n in EVERYBODY)
+    return {first + 1 + n for n in range(SLOW)} | {start + each for g, start in enumerate(groups) if g % LAZY == 0}
 
 
 class Group:
@@ -104,41 +117,56 @@ class Actor:
         self._values += 1
         return b"%d.%d" % (self.number, self._values)
 
-    def record(self, asked: float, steps: tuple[Step, ...]) -> None:
-        """Something was done, and answered just now."""
-        self.group.history.append(Operation(self.number, asked, time.monotonic(), steps))
+    def record(self, asked: float, steps: tuple[Step, ...], answered_at: float | None = None) -> None:
+        """Something was done, and answered just now; or (`NEVER`) nobody knows."""
+        when = time.monotonic() if answered_at is None else answered_at
+        self.group.history.append(Operation(self.number, asked, when, steps))
         for name, step in {s.name: s for s in steps if s.kind in {WRITE, REMOVE}}.items():
             self.group.changes.append(watching.Change(self.group.path(name), asked, step.kind == WRITE))
 
     def act(self, several: int) -> Generator[Wait, None, None]:
         """Some steps, sent in one piece."""
-        steps = [self.some_step() for _ in range(several)]
+        steps = deque(self.some_step() for _ in range(several))
         asked = time.monotonic()
         requests = [request_of(self.group, step) for step in steps]
-        for step, request, req_id in zip(steps, requests, self.peer.send(requests), strict=True):
-            answer = yield from self.peer.answer(request, req_id)
-            self.record(asked, (answered(step, answer),))
+        try:
+            for request, req_id in zip(requests, self.peer.send(requests), strict=True):
+                answer = yield from self.peer.answer(request, req_id)
+                self.record(asked, (answered(steps[0], answer),))
+                steps.popleft()
+        finally:  # of what this client was not told when it failed, the changes may have happened
+            for step in steps:
+                if step.kind in {WRITE, REMOVE}:
+                    self.record(asked, (step,), NEVER)
 
     def swap(self, last_tx: int) -> Generator[Wait, None, int]:
-        """Reads two nodes and writes them, in a transaction; its id."""
+        """Reads two nodes and writes them, in a transaction (or writes one and then reads the other); its id."""
         peer, group, rng = self.peer, self.group, self.peer.rng
         tx = yield from start(peer, last_tx)
-        first = [Step(READ, name) for name in rng.sample(NAMES, 2)]
-        if rng.random() < 0.2:
+        one, other = rng.sample(NAMES, 2)
+        change = Step(REMOVE, one) if rng.random() < 0.1 else Step(WRITE, one, self.new_value())
+        first = [rng.choice((change, Step(READ, one))), Step(READ, other)]
+        if first[0] is not change and rng.random() < 0.2:
             first.append(Step(LIST))
         answers = yield from peer.exchange([request_of(group, step, tx) for step in first])
         done = [answered(step, answer) for step, answer in zip(first, answers, strict=True)]
-        then = [Step(WRITE, step.name, self.new_value()) for step in first if step.kind == READ]
-        if rng.random() < 0.1:
-            then[0] = Step(REMOVE, then[0].name)
+        then = [Step(WRITE, other, self.new_value())]
+        if first[0] is not change:
+            then.append(change)
+        if rng.random() < 0.5:
+            yield from peer.sleep(rng.random() * HOLD)
         how = rng.choice((b"T", b"T", b"T", b"F"))
-        requests = [request_of(group, step, tx) for step in then]
-        asked = time.monotonic()
-        answers = yield from peer.exchange([*requests, Request(Op.TRANSACTION_END, strings(how), tx)])
-        done += [answered(step, answer) for step, answer in zip(then, answers[:-1], strict=True)]
-        end = answers[-1].outcome
-        check(end == OK or (end == "EAGAIN" and how == b"T"), f"{how!r} ends in {end!r}")
-        peer.counts["commits" if how == b"T" and end == OK else "conflicts" if how == b"T" else "aborts"] += 1
+        requests = [*(request_of(group, step, tx) for step in then), Request(Op.TRANSACTION_END, strings(how), tx)]
+        asked, end = time.monotonic(), b"" if how == b"T" else b"-"
+        try:
+            answers = yield from peer.exchange(requests)
+            done += [answered(step, answer) for step, answer in zip(then, answers[:-1], strict=True)]
+            end = answers[-1].body or b"-"
+            check(answers[-1].outcome in ({OK, "EAGAIN"} if how == b"T" else {OK}), f"{how!r} ends in {answers[-1]}")
+        finally:
+            if not end:
+                self.record(asked, (*done, *then), NEVER)
+        peer.counts["aborts" if how == b"F" else "commits" if end == OK else "conflicts"] += 1
         if how == b"T" and end == OK:
             self.record(asked, tuple(done))
         return tx
@@ -158,8 +186,8 @@ class Actor:
 class Torture(Load):
     """All clients.  Those of `Load` come first."""
 
-    def __init__(self, path: str, seed: int, number: int) -> None:
-        super().__init__(path, seed)
+    def __init__(self, path: str, seed: int, number: int, kinds: tuple[tuple[str, int], ...]) -> None:
+        super().__init__(path, seed, kinds)
         rng = random.Random(f"{seed} {number}")
         self.groups = []
         peers: list[tuple[Peer, Script]] = []
@@ -270,8 +298,11 @@ class Torture(Load):
 
 def main() -> None:
     """The command."""
-    path, seed, number = sys.argv[1:]
-    load = Torture(path, int(seed), int(number))
+    path, seed, number, *options = sys.argv[1:]
+    alone = "--history" in options
+    load = Torture(path, int(seed), int(number), () if alone else EVERYBODY)
+    load.herd.tolerant = alone
+    load.herd.patience = IMPATIENCE if alone else PATIENCE
     with Client(path) as client:
         client.exists("/")  # whoever connected before has been accepted
     load.herd.listen_to(0, load.stop)
