@@ -23,8 +23,9 @@ from typing import Final, NamedTuple
 
 from tests.torture.history import NEVER, READ, WRITE, Operation, State, performed
 
-CONFIGURATIONS_MAX: Final = 5_000_000
-"""Places the search may have been at before it gives up; a history that small groups make needs a few for an operation."""
+CONFIGURATIONS_MAX: Final = 100_000
+CONFIGURATIONS_EACH: Final = 20
+"""Places the search may have been at before it gives up, and for each operation so many more: it mostly needs one or two."""
 
 
 class TooHard(Exception):
@@ -65,6 +66,7 @@ class _Search:
             lists[operation.client].append(operation)
         self.lists = list(lists.values())
         self.initial = initial
+        self.most = CONFIGURATIONS_MAX + CONFIGURATIONS_EACH * sum(map(len, self.lists))
         self.been: set[tuple[tuple[int, ...], State]] = set()
 
     def allowed(self, at: tuple[int, ...]) -> tuple[list[int], bool]:
@@ -96,7 +98,7 @@ class _Search:
                         back.append((further, after))
             if not back:
                 return self._rejected(*deepest)
-            if len(self.been) > CONFIGURATIONS_MAX:
+            if len(self.been) > self.most:
                 raise TooHard(f"given up after {len(self.been)} configurations, {best} operations placed")
             at, state = back.pop()
 

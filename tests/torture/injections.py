@@ -1,7 +1,7 @@
 """Crashes at named steps: where a process of the daemon may be made to kill itself, and the machinery for it.
 
 An `Injector` lives in every process of a daemon that `launcher` has started; the patches (`logic_steps`, `state_steps`)
-call it at each step.  A process is armed when it begins its part: each step that was not hit often yet gets a number of
+call it at each step.  A process is armed when it begins its part: each of the steps that were hit least gets a number of
 times to be passed, and the first one at which that is used up kills the process with SIGKILL, after a line in a file has
 said which.  Nobody dies while there is no such file.
 Knows nothing of what the steps are between; production code knows nothing of any of this.
@@ -17,8 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-AHEAD: Final = 2
-"""How much oftener than the rarest step a step is hit while that one is waited for."""
 EARLY: Final = b"early"
 """Marks a death of State before it served; after three in a row the daemon gives up what it knew, as it should."""
 
@@ -59,17 +57,18 @@ LOGIC: Final = {
     "descriptor taken, connection not known": Step("logic", 1),
 }
 STATE: Final = {
-    "accepted, not in custody": Step("state", 2),
-    "in custody, not written down": Step("state", 2),
-    "written down, not handed over": Step("state", 2),
-    "handed over, not in the store": Step("state", 2),
-    "record applied, not in the ledger": Step("state", 300),
-    "in the ledger, not valid there": Step("state", 300),
-    "in the ledger, still in the journal": Step("state", 300),
+    "accepted, not in custody": Step("state", 10),
+    "in custody, not written down": Step("state", 10),
+    "written down, not handed over": Step("state", 10),
+    "handed over, not in the store": Step("state", 10),
+    "record applied, not in the ledger": Step("state", 1500),
+    "in the ledger, not valid there": Step("state", 1500),
+    "in the ledger, still in the journal": Step("state", 1500),
     "Logic is dead and reaped, journal not drained": Step("state", 1),
     "journal drained, no Logic": Step("state", 1),
     "about to fork": Step("state", 2),
     "forked, Logic on its own": Step("state", 2),
+    "new ledger there, not begun": Step("state", 1),
     "new ledger begun, checkpoint not": Step("state", 1),
     "a checkpoint is being written": Step("state", 1),
     "with half a checkpoint, together with its writer": Step("state", 1),
@@ -99,9 +98,7 @@ class Injector:
         if self._early and lines and lines[-1].endswith(EARLY):
             return  # until it serves
         self._left = {
-            step: rng.randrange(1, STEPS[step].passes + 1)
-            for step in own
-            if hits[step] <= least + AHEAD or rng.random() < 0.02
+            step: rng.randrange(1, STEPS[step].passes + 1) for step in own if hits[step] <= least or rng.random() < 0.02
         }
 
     def serving(self) -> None:

@@ -102,7 +102,7 @@ def _clock(clients: ClientsProcess, tally: Tally, start: float, seconds: float, 
 def _unusual(daemon: OurDaemon) -> str:
     usual = ("killed by SIGKILL", "serving on", "entries behind it", "started again with")
     lines = [line for line in daemon.output().splitlines() if not any(text in line for text in usual)]
-    return "\n".join(lines[-40:])
+    return "\n".join([*lines[:40], "...", *lines[-20:]] if len(lines) > 60 else lines)
 
 
 # ---- Logic

@@ -14,8 +14,9 @@ LOST: Final = "lost writes"
 TWICE: Final = "duplicated executions"
 MISSED: Final = "watch events missed"
 DOUBLED: Final = "watch events doubled"
+UNDECIDED: Final = "histories too hard to judge"
 WRONG: Final = "other wrong answers"
-TROUBLES: Final = (LOST, TWICE, CLOSED, TORN, MISSED, DOUBLED, WRONG)
+TROUBLES: Final = (LOST, TWICE, CLOSED, TORN, MISSED, DOUBLED, UNDECIDED, WRONG)
 
 _FAILURES: Final = (
     (CLOSED, r"closed the connection|the connection broke|connection was closed"),
@@ -24,7 +25,7 @@ _FAILURES: Final = (
     (LOST, r"nothing came for|in the end, not"),
     (MISSED, r"instead of an event"),
 )
-_KINDS: Final = {UNWRITTEN: TORN, STALE: LOST, "missed": MISSED, "doubled": DOUBLED}
+_KINDS: Final = {UNWRITTEN: TORN, STALE: LOST, "missed": MISSED, "doubled": DOUBLED, "undecided": UNDECIDED}
 
 
 def troubles(found: dict[str, Any]) -> Counter[str]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from recovery_box.box import SharedWords
 from recovery_box.custody import Handover
-from recovery_box.ledger import _W_END, Ledger
+from recovery_box.ledger import _FRONT, _W_END, Ledger
 from tests.torture.injections import Injector, after, before
 from xenstore_state import checkpoint, keeper, survival
 from xenstore_state.keeper import Keeper
@@ -46,6 +46,8 @@ def _records(injector: Injector) -> None:
     def store(words: SharedWords, index: int, word: int) -> None:
         if index == _W_END and id(words) in ledgers:
             injector.at("in the ledger, not valid there")
+        elif index == _W_END and word == _FRONT:
+            injector.at("new ledger there, not begun")
 
     def add(ledger: Any, *_: object) -> None:
         ledgers.clear()

@@ -10,6 +10,7 @@ import pytest
 
 from tests.oracle.daemons import short_run_dir
 from tests.torture.broken import BUILDS, CRASH
+from tests.torture.checker import STALE, UNWRITTEN
 from tests.torture.report import CLOSED, TORN, troubles
 from tests.torture.stage import TortureDaemon, crowd
 
@@ -40,7 +41,7 @@ def played(build: str, *, crashing: bool) -> Counter[str]:
             time.sleep(SECONDS)
         found = clients.finish()
     assert found["operations"]
-    return troubles(found) + Counter({HISTORY: len(found["rejected"])})
+    return troubles(found) + Counter({HISTORY: found["kinds"].get(STALE, 0) + found["kinds"].get(UNWRITTEN, 0)})
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,14 @@ def test_a_ledger_gives_back_its_entries(tmp_path_factory: pytest.TempPathFactor
         assert list(entries(path)) == written[:number], "an entry is there at once, closed or not"
     ledger.close()
     assert list(entries(path)) == written
+
+
+@pytest.mark.parametrize("size", [0, 1 << 20])
+@pytest.mark.parametrize("front", [b"", struct.pack("=QQ", 0, 64)])
+def test_a_ledger_whose_keeper_died_before_it_had_begun_it_is_empty(tmp_path: Path, size: int, front: bytes) -> None:
+    path = tmp_path / "one"
+    path.write_bytes(front + bytes(max(0, size - len(front))))
+    assert list(entries(str(path))) == []
 
 
 def test_a_ledger_grows_as_it_must(tmp_path: Path) -> None:
