@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ from tests.conformance.player import FEATURES, Player
 from tests.conformance.transcript import LIKE
 from tests.conformance.wire import Client, Closed, Op, WireError, strings
 from tests.conformance.xen import Guest, SimulatedXen, wait_until_released
-from tests.oracle.daemons import RESTART_POLICY, CXenstored, Daemon, OurDaemon, OXenstored, short_run_dir
+from tests.oracle.daemons import CXenstored, Daemon, OurDaemon, OXenstored, short_run_dir
+from tests.oracle.restarting import restarted_inside
 
 KINDS: dict[str, type[Daemon]] = {"ours": OurDaemon, "c": CXenstored, "ocaml": OXenstored}
 LIKE_OF: dict[type[Daemon], str] = {OurDaemon: "ours", CXenstored: "c", OXenstored: "oxenstored"}
@@ -55,7 +55,7 @@ def running(*extra_args: str) -> Iterator[Daemon]:
     reason = kind.available()
     if reason is not None:
         pytest.skip(reason)
-    with short_run_dir() as run_dir, kind(run_dir, extra_args) as daemon:
+    with short_run_dir() as run_dir, kind(run_dir, extra_args) as daemon, restarted_inside(daemon):
         yield daemon
 
 
@@ -103,28 +103,13 @@ def other(connect: Callable[[], Client]) -> Client:
     return connect()
 
 
-def restarts(socket: Path) -> int:
-    """How often the daemon has restarted its Logic."""
-    with Client(socket) as client:
-        for line in client.call(Op.CONTROL, strings("restarts")).decode().splitlines():
-            if line.startswith("restarts of Logic: "):
-                return int(line.split()[3])
-    raise AssertionError("the daemon does not say how often it restarted")
-
-
 @pytest.fixture(autouse=True)
 def restarted_on_purpose(request: pytest.FixtureRequest) -> Iterator[None]:
     """With `XOARSTORE_RESTART`, Logic must have been restarted while the test ran."""
-    if not RESTART_POLICY or "shared_daemon" not in request.fixturenames:
+    shared = "shared_daemon" in request.fixturenames
+    daemon: UnderTest | None = request.getfixturevalue("daemon") if shared else None
+    with restarted_inside(daemon.process if daemon is not None else None):
         yield
-        return
-    daemon: UnderTest = request.getfixturevalue("daemon")
-    before = restarts(daemon.socket)
-    yield
-    if daemon.is_ours and daemon.process is not None and daemon.process.running():
-        deadline = time.monotonic() + 2
-        while restarts(daemon.socket) <= before + 1:
-            assert time.monotonic() < deadline, "Logic was not restarted"
 
 
 NUMBERS = itertools.count(1)

@@ -115,7 +115,8 @@ class BoxView:
 
     def slots(self, limit: int = SLOTS_LOOKED_AT) -> list[Slot]:
         """The slots ever used among the first `limit`; a slot keeps its last owner until it is reused."""
-        return [slot for slot in map(self.slot, range(limit)) if slot.owner]
+        words = self.words
+        return [self.slot(n) for n in range(limit) if words[(SLOTS_AT + n * SLOT_SIZE) // 8 + _OWNER]]
 
     @property
     def youngest(self) -> int:

@@ -55,7 +55,7 @@ SECONDS: Final = float(os.environ.get("XOARSTORE_KILL_SECONDS", "4"))
 SEED: Final = int(os.environ.get("XOARSTORE_KILL_SEED", "0")) or random.SystemRandom().getrandbits(32)
 HITS: Final = 1
 """Kills that every step of a ring must have had."""
-LONGEST: Final = 4
+LONGEST: Final = 6
 FIRST: Final = 11
 """Domid of the first guest."""
 PORT: Final = 7

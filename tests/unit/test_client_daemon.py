@@ -13,6 +13,7 @@ from protocol.client.cli import main
 from protocol.errors import EAGAIN, ENOENT, StoreError
 from protocol.ops import SOCKET_FEATURES
 from tests.oracle.daemons import CXenstored, Daemon, OurDaemon, OXenstored, short_run_dir
+from tests.oracle.restarting import restarted_inside
 
 
 @pytest.fixture(
@@ -27,6 +28,13 @@ def daemon(request: pytest.FixtureRequest) -> Iterator[Daemon]:
         pytest.skip(reason)
     with short_run_dir() as run_dir, kind(run_dir) as running:
         yield running
+
+
+@pytest.fixture(autouse=True)
+def restarted_on_purpose(daemon: Daemon) -> Iterator[None]:
+    """With `XOARSTORE_RESTART`, Logic must have been restarted while the test ran."""
+    with restarted_inside(daemon):
+        yield
 
 
 @pytest.fixture
