@@ -28,8 +28,8 @@ from tests.torture.workload import idle_connections
 
 ROUND: Final = 60.0
 """Longest round, in seconds: the checker's work grows with it."""
-LONGEST: Final = 4
-"""Times the duration after which steps not hit often enough are given up on."""
+PATIENCE: Final = 180.0
+"""Seconds after which steps not hit often enough are given up on."""
 SLOWEST: Final = 5.0
 FASTEST: Final = 200.0
 """Kills a second, at least and at most."""
@@ -94,7 +94,7 @@ def _clock(clients: ClientsProcess, tally: Tally, start: float, seconds: float, 
 
     def goes_on() -> bool:
         elapsed = time.monotonic() - start
-        return clients.works and (elapsed < seconds or (last and bool(tally.missing) and elapsed < LONGEST * seconds))
+        return clients.works and (elapsed < seconds or (last and bool(tally.missing) and elapsed < PATIENCE + seconds))
 
     return goes_on
 
