@@ -16,7 +16,8 @@ PYTHON ?= $(shell for p in /usr/bin/python3 python3; do \
 	$$p -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 PY := $(VENV)/bin/python
-STAMP := $(VENV)/.stamp
+RUNNABLE := $(VENV)/.stamp
+STAMP := $(VENV)/.tools
 PLOTS := $(VENV)/.plots
 COMPILED := .venv-compiled
 COMPILED_STAMP := $(COMPILED)/.stamp
@@ -29,9 +30,19 @@ ifeq ($(PYTHON),)
 $(error a Python of at least 3.11 with venv is needed: apt-get install python3 python3-venv)
 endif
 
-$(STAMP): pyproject.toml setup.py constraints.txt recovery_box/_lanes.c
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# What the daemon itself needs: a newcomer need not wait for the rest.
+$(RUNNABLE): pyproject.toml setup.py constraints.txt recovery_box/_lanes.c
 	$(PYTHON) -m venv --clear $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	$(PY) $(PIP_INSTALL) -e .
+	touch $@
+
+# (Not -e '.[test,lint]': that would build the project once more.)
+$(STAMP): $(RUNNABLE)
+	$(PY) -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+		print(*extras["test"], *extras["lint"], sep="\n")' > $(VENV)/extras.txt
+	$(PY) $(PIP_INSTALL) -r $(VENV)/extras.txt
 	touch $@
 
 $(PLOTS): $(STAMP)
@@ -48,7 +59,7 @@ $(COMPILED_STAMP): pyproject.toml setup.py constraints.txt recovery_box/_lanes.c
 	rm -rf build
 	touch $@
 
-run: $(STAMP)
+run: $(RUNNABLE)
 	@$(PY) -m xenstored.demo
 
 test: $(STAMP)
