@@ -1,8 +1,9 @@
 """The command line of the benchmarks: `python -m bench`.
 
-Writes the table to standard output and to bench/results/latest.md and latest.json, and plots of the curves beside them; a
---quick run to quick.*, one of chosen rows or daemons to partial.*, so that neither replaces a complete run. The exit status is
-1 if this project's daemon failed in some row; falling short of a goal is marked in the table only.
+Writes the table to standard output and to bench/results/latest.md and latest.json, plots of the curves beside them, and all of
+it into docs/performance.md; a --quick run to quick.*, one of chosen rows or daemons to partial.*, so that neither replaces a
+complete run. The exit status is 1 if this project's daemon failed in some row; falling short of a goal is marked in the table
+only.
 """
 
 import argparse
@@ -14,14 +15,16 @@ from pathlib import Path
 from bench.interpreter import NoBuild, chosen
 from bench.machine import conditions_now
 from bench.plots import plot
+from bench.publish import publish
 from bench.report import lines_of
 from bench.run import DAEMONS, Plan, Results, run, say
 from bench.scenarios import ROWS, selected
 from bench.table import as_json, markdown
 
 RESULTS = Path(__file__).parent / "results"
-ROUNDS, SECONDS = 5, 0.2
-QUICK_ROUNDS, QUICK_SECONDS = 3, 0.1
+ROUNDS, SECONDS, LIMIT = 5, 0.2, 12.5 * 60
+QUICK_ROUNDS, QUICK_SECONDS, QUICK_LIMIT = 3, 0.1, 90.0
+"""Rounds, seconds a figure and round, and seconds after which the rest has one round: a quarter of an hour, two minutes."""
 
 
 def _names(known: Sequence[str]) -> Callable[[str], list[str]]:
@@ -52,6 +55,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         arguments.daemons or list(DAEMONS),
         arguments.rounds or (QUICK_ROUNDS if quick else ROUNDS),
         QUICK_SECONDS if quick else SECONDS,
+        QUICK_LIMIT if quick else LIMIT,
     )
 
 
@@ -74,6 +78,7 @@ def _write(plan: Plan, results: Results, conditions: dict[str, str], stem: str) 
     say(f"written: {target} and {record.name}")
     if stem == "latest":
         say(plot(record, RESULTS))
+        say(publish())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,7 +3,7 @@
 For: `bench.__main__`.
 Guarantees: all daemons of a scenario stand ready, and each row is measured in turn, round after round (A B C A B C), so that
 a disturbance of the machine meets them alike; a failure costs that daemon's row only: the daemon is started and set up
-afresh, and goes on with the next row; a row that takes one daemon long has fewer rounds of it; no process is left behind.
+afresh, and goes on with the next row; a row that takes one daemon long has fewer rounds of it, and so has every row when time runs out; no process is left behind.
 Does not know: how a figure is taken, what it means, or how it is shown.
 """
 
@@ -50,6 +50,8 @@ class Plan(NamedTuple):
     daemons: Sequence[str]
     rounds: int
     seconds: float
+    limit: float = float("inf")
+    """Seconds after which each row has one round only."""
 
 
 class SetUp(NamedTuple):
@@ -180,7 +182,8 @@ class Scene:
     def _play_rows(self, stage: Stage, rows: Sequence[Row], subjects: Sequence[Candidate]) -> None:
         """All rounds of rows that have a command in common."""
         row = rows[0]
-        rounds = min(self._plan.rounds, row.most_rounds or self._plan.rounds)
+        late = time.monotonic() - self._begun > self._plan.limit
+        rounds = 1 if late else min(self._plan.rounds, row.most_rounds or self._plan.rounds)
         if row.only_ours:
             self._mark_ours_only(rows, subjects)
             subjects = [subject for subject in subjects if subject.name == OurDaemon.name]

@@ -348,24 +348,6 @@ SCENARIOS = (
         ),
     ),
     Scenario(
-        "nodes",
-        (
-            Stage("", _memory(0)),
-            Stage(
-                f"fill 1000 {FILL_LIMIT}",
-                (
-                    Row(
-                        "transaction-1-1k",
-                        "transaction of 1 write, 1k nodes",
-                        "transaction 1 {seconds}",
-                        point=Point("transaction-1", 1000),
-                    ),
-                ),
-            ),
-            *map(_nodes, (10_000, 100_000, 1_000_000)),
-        ),
-    ),
-    Scenario(
         "children",
         (
             Stage(
@@ -395,6 +377,24 @@ SCENARIOS = (
             ),
         ),
         single_core=True,
+    ),
+    Scenario(
+        "nodes",
+        (
+            Stage("", _memory(0)),
+            Stage(
+                f"fill 1000 {FILL_LIMIT}",
+                (
+                    Row(
+                        "transaction-1-1k",
+                        "transaction of 1 write, 1k nodes",
+                        "transaction 1 {seconds}",
+                        point=Point("transaction-1", 1000),
+                    ),
+                ),
+            ),
+            *map(_nodes, (10_000, 100_000, 1_000_000)),
+        ),
     ),
 )
 

@@ -8,7 +8,8 @@ Does not know: how a row was judged.
 import json
 import textwrap
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from bench.report import NO_VERDICT, PEERS, TITLES, Line, asked, number
 from bench.run import Plan, Results
@@ -50,7 +51,7 @@ def markdown(plan: Plan, lines: Sequence[Line], results: Results, conditions: di
         '## Distribution\n\nOf single operations, in us; "client": CPU time of the load client itself, an operation.',
         tail_table(lines, plan.daemons),
         "## Notes",
-        _notes(lines, results),
+        notes(lines, results.unavailable, [set_up._asdict() for set_up in results.set_ups]),
         _conditions(plan, results, conditions),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -118,8 +119,9 @@ def summary(lines: Sequence[Line]) -> str:
     return textwrap.fill(text, WIDTH, break_on_hyphens=False, break_long_words=False)
 
 
-def _notes(lines: Sequence[Line], results: Results) -> str:
-    notes = [f"- {TITLES[name]} was not measured: {reason}." for name, reason in results.unavailable.items()]
+def notes(lines: Sequence[Line], unavailable: Mapping[str, str], set_ups: Sequence[Mapping[str, Any]]) -> str:
+    """What failed, what was not measured, what was measured less often, and what setting up took."""
+    text = [f"- {TITLES[name]} was not measured: {reason}." for name, reason in unavailable.items()]
     absent: defaultdict[tuple[str, str, str], list[str]] = defaultdict(list)
     fewer: defaultdict[tuple[str, int], list[str]] = defaultdict(list)
     most = max((cell.rounds for line in lines for cell in line.cells.values()), default=0)
@@ -130,16 +132,15 @@ def _notes(lines: Sequence[Line], results: Results) -> str:
                 absent[name, how, cell.failure or cell.declined or ""].append(f"`{line.row.name}`")
             elif cell.rounds < most:
                 fewer[name, cell.rounds].append(f"`{line.row.name}`")
-    notes += [f"- {TITLES[name]}, {how}: {', '.join(rows)}: {why}." for (name, how, why), rows in absent.items()]
-    notes += [f"- {TITLES[name]}, {count} round(s) only: {', '.join(rows)}." for (name, count), rows in fewer.items()]
+    text += [f"- {TITLES[name]}, {how}: {', '.join(rows)}: {why}." for (name, how, why), rows in absent.items()]
+    text += [f"- {TITLES[name]}, {count} round(s) only: {', '.join(rows)}." for (name, count), rows in fewer.items()]
     heavy = [f"`{line.row.name}`" for line in lines if _mostly_client(line)]
     if heavy:
-        notes.append(f"- The load client's own CPU time is more than half of our figure in: {', '.join(heavy)}.")
-    set_ups: defaultdict[str, list[str]] = defaultdict(list)
-    for set_up in results.set_ups:
-        set_ups[set_up.command].append(f"{TITLES[set_up.daemon]} {set_up.seconds:.1f} s")
-    notes += [f"- Set-up `{command}`: {', '.join(took)}." for command, took in set_ups.items()]
-    return "\n".join(notes)
+        text.append(f"- The load client's own CPU time is more than half of our figure in: {', '.join(heavy)}.")
+    took: defaultdict[str, list[str]] = defaultdict(list)
+    for set_up in set_ups:
+        took[set_up["command"]].append(f"{TITLES[set_up['daemon']]} {set_up['seconds']:.1f} s")
+    return "\n".join(text + [f"- Set-up `{command}`: {', '.join(each)}." for command, each in took.items()])
 
 
 def _mostly_client(line: Line) -> bool:

@@ -6,6 +6,7 @@ Does not know: what a bytecode or a C function costs.
 """
 
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from types import FrameType
 from typing import Any
@@ -29,6 +30,25 @@ def bytecodes_of(section: Section, times: int = TIMES) -> float:
             count += 1
         return trace
 
+    _traced(trace, section, times)
+    return count / times
+
+
+def profile_of(section: Section, times: int = TIMES) -> Counter[str]:
+    """Bytecodes executed by each function, by its module and name."""
+    found: Counter[str] = Counter()
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "opcode":
+            found[f"{frame.f_globals.get('__name__')}.{frame.f_code.co_qualname}"] += 1
+        return trace
+
+    _traced(trace, section, times)
+    return Counter({name: count // times for name, count in found.items()})
+
+
+def _traced(trace: Any, section: Section, times: int) -> None:
     before = sys.gettrace()
     sys.settrace(trace)
     try:
@@ -36,7 +56,6 @@ def bytecodes_of(section: Section, times: int = TIMES) -> float:
             section()
     finally:
         sys.settrace(before)
-    return count / times
 
 
 def calls_of(section: Section, times: int = TIMES) -> float:

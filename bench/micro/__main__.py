@@ -11,6 +11,7 @@ import pyperf
 from bench.machine import conditions_now
 from bench.micro import budget
 from bench.micro.parts import PARTS
+from bench.publish import publish
 from bench.run import say
 from bench.subject import Cores
 
@@ -33,6 +34,7 @@ def main() -> int:
     pyperf.BenchmarkSuite([bench for bench in found if bench is not None]).dump(str(RESULT), replace=True)
     TARGET.write_text(budget.markdown(budget.read(RESULT), budget.measure(), conditions))
     say(f"written: {RESULT} and {TARGET}")
+    say(publish())
     return 0
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+from bench.counting.bytecodes import profile_of
+from bench.counting.workload import sections
 from bench.interpreter import Build, build_of
 from bench.load_client import LoadClient
 from bench.machine import conditions_now
@@ -24,6 +26,10 @@ from tests.oracle.daemons import OurDaemon, short_run_dir
 ROUNDS, SECONDS, DEADLINE = 7, 0.3, 60.0
 RESULT = Path(__file__).parents[1] / "results" / "micro.json"
 TARGET = Path(__file__).parents[1] / "BUDGET.md"
+
+PROFILED = ("turn: read", "turn: write, applied by State", "write with 10 watchers", "transaction of 10 writes")
+PROFILE_LINES = 12
+PARTS_TITLE = "## Every part"
 
 METHOD = """\
 Made by `make bench-micro`; no figure is typed. All are microseconds.
@@ -190,6 +196,20 @@ def table(stages: Sequence[Stage], whole: float, title: str) -> str:
     return aligned(rows)
 
 
+def profiles() -> str:
+    """Which functions execute the bytecodes: the same on every run. What is compiled executes none."""
+    parts = []
+    with sections() as everything:
+        for name in PROFILED:
+            found = profile_of(everything[name])
+            most = [(count, function) for function, count in found.most_common(PROFILE_LINES) if count]
+            rows = [[name, "bytecodes", "share"], ["---"] * 3]
+            total = sum(found.values())
+            rows += [[f"`{function}`", f"{count:,}", f"{count / total:.0%}"] for count, function in most]
+            parts.append(aligned([*rows, ["all", f"{total:,}", ""]]))
+    return "\n\n".join(parts)
+
+
 def markdown(parts: Parts, trips: Mapping[str, Trip], conditions: Mapping[str, str]) -> str:
     """BUDGET.md."""
     reading, writing = trips["read"], trips["write"]
@@ -204,8 +224,10 @@ def markdown(parts: Parts, trips: Mapping[str, Trip], conditions: Mapping[str, s
         table(write_stages(parts.us, writing), writing.whole, "round trip, measured"),
         "Beside it, on the other core, State applies the record:",
         table(state_stages(parts.us, writing), writing.state, "CPU time of State a WRITE, measured"),
-        "## Every part",
+        PARTS_TITLE,
         aligned(rows),
+        "## Bytecodes by function\n\nOf some sections of the counted workload (`bench/counting`): the same on every run.",
+        profiles(),
         "\n".join(f"- {key}: {value}" for key, value in conditions.items()),
     ]
     return "\n\n".join(section.strip() for section in sections) + "\n"

@@ -8,11 +8,12 @@ import pytest
 
 from bench.load_client import PROGRAM, Answer, Declined, LoadClient, LoadFailed
 from bench.plots import SHEETS, curves_of
+from bench.publish import DOCUMENT, filled, lines_from, published
 from bench.report import Cell, judged, lines_of
 from bench.rows import COMMITS, PEERS, REPORT, Goal, Row, Scenario, Stage
 from bench.run import Plan, Results, Scene
 from bench.scenarios import ROWS, SCENARIOS, TRIPS, WORKLOAD, selected
-from bench.table import as_json, markdown
+from bench.table import as_json, main_table, markdown, tail_table
 from tests.oracle.daemons import OurDaemon, short_run_dir
 
 DEADLINE = 60.0
@@ -132,6 +133,15 @@ class _Stub:
         self.starts += 1
 
 
+def test_when_time_runs_out_there_is_one_round() -> None:
+    stage = Stage("", (Row("first", "", "a"),))
+    results, stub = Results(), _Stub("ours")
+    Scene(Scenario("stubs", (stage,)), Plan([], ["ours"], 3, 0.0, limit=-1), results, time.monotonic()).play_stage(
+        stage, [stub]
+    )
+    assert stub.figures == 1
+
+
 def test_a_failure_costs_that_daemon_the_row_and_nobody_else_anything() -> None:
     rows = [Row("first", "", "a"), Row("second", "", "b")]
     scenario = Scenario("stubs", (Stage("", tuple(rows)),))
@@ -223,3 +233,27 @@ def test_what_would_take_too_long_is_declined_and_the_client_goes_on(load: LoadC
 def test_the_load_client_says_what_went_wrong(load: LoadClient) -> None:
     with pytest.raises(LoadFailed, match="unknown command"):
         load.command("nonsense", DEADLINE)
+
+
+def test_only_what_stands_between_markers_is_replaced() -> None:
+    text = "before\n<!-- a -->\nold\n<!-- /a -->\nafter\n"
+    assert filled(text, {"a": "new"}) == "before\n<!-- a -->\n\nnew\n\n<!-- /a -->\nafter\n"
+    with pytest.raises(ValueError, match="0 pairs"):
+        filled(text, {"b": "new"})
+
+
+def test_what_a_run_has_stored_is_read_back_as_it_was() -> None:
+    results = Results()
+    results.failures[ROWS[1].name, "c"] = "gone"
+    for name in ("c", "ours"):
+        results.figures[ROWS[0].name, name].append({"us": 10.0, "cpu_us": 5.0, "p99_us": 20.0, "p999_us": 30.0})
+    lines = lines_of(ROWS[:2], ["c", "ours"], results)
+    stored = json.loads(as_json(Plan([], ["c", "ours"], 1, 0.1), lines, results, {}))
+    again = lines_from(stored)
+    assert main_table(again, ["c", "ours"]) == main_table(lines, ["c", "ours"])
+    assert tail_table(again, ["c", "ours"]) == tail_table(lines, ["c", "ours"])
+
+
+def test_the_document_shows_the_results_that_are_kept() -> None:
+    text = DOCUMENT.read_text()
+    assert published(text) == text, "`python -m bench.publish` brings it up to date"
