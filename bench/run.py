@@ -3,7 +3,8 @@
 For: `bench.__main__`.
 Guarantees: all daemons of a scenario stand ready, and each row is measured in turn, round after round (A B C A B C), so that
 a disturbance of the machine meets them alike; a failure costs that daemon's row only: the daemon is started and set up
-afresh, and goes on with the next row; a row that takes one daemon long has fewer rounds of it, and so has every row when time runs out; no process is left behind.
+afresh, and goes on with the next row; a row that takes one daemon long has fewer rounds of it, and every row has when time
+runs out; no process is left behind.
 Does not know: how a figure is taken, what it means, or how it is shown.
 """
 
