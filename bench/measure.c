@@ -248,22 +248,23 @@ struct patience patience_of(double limit)
 {
     double start = now();
 
-    return (struct patience){limit, start, start, 0};
+    return (struct patience){limit, start, start, 0, 0};
 }
 
 int too_long(struct patience *patience, int done, int total)
 {
-    double time = now(), each, needed;
+    double time = now(), each, needed, before = patience->each;
 
     if (done <= patience->done || time - patience->last < (patience->limit < 4 ? patience->limit / 4 : 1))
         return 0; /* too little to judge by */
     each = (time - patience->last) / (done - patience->done);
-    needed = time - patience->start + each * (total - done);
+    needed = time - patience->start + (each < before ? each : before) * (total - done);
     patience->last = time;
     patience->done = done;
+    patience->each = each;
     if (needed <= patience->limit)
         return 0;
-    decline("would take at least %.0f s", needed);
+    decline("would take at least %.0f %s", needed < 120 ? needed : needed / 60, needed < 120 ? "s" : "minutes");
     return 1;
 }
 

@@ -58,9 +58,10 @@ void print_total(const char *figure, long count, struct spent spent);
 void decline(const char *format, ...) __attribute__((format(printf, 1, 2)));
 int has_declined(void); /* since the last time this was asked */
 
-/* For what may take too long: whether the rest would exceed the limit (seconds), if nothing becomes faster. */
+/* For what may take too long: whether the rest would exceed the limit (seconds), if nothing becomes faster. Judged by the
+ * better of the last two stretches: one may have met a disturbance. */
 struct patience {
-    double limit, start, last;
+    double limit, start, last, each;
     int done;
 };
 

@@ -84,6 +84,7 @@ SHEETS = (
     Sheet("transactions", (Panel("transaction", "transactions", "writes", "us"),)),
 )
 
+DECADE = 10
 Curves = dict[str, dict[str, list[tuple[float, float]]]]
 """By curve and daemon: (x, y) of each point."""
 
@@ -127,8 +128,10 @@ def _draw(sheet: Sheet, curves: Curves, target: Path) -> None:
         for daemon, points in curves[panel.curve].items():
             x, y = zip(*points, strict=True)
             axis.plot(x, y, marker=MARKS[daemon], color=COLOURS[daemon], label=TITLES[daemon])
+        figures = [y for points in curves[panel.curve].values() for _, y in points]
         axis.set_xscale("symlog", linthresh=1)
         axis.set_yscale("log")
+        axis.set_ylim(min(figures) / 2, max(max(figures) * 2, min(figures) * DECADE))  # flat is to look flat
         axis.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
         axis.grid(True, which="major", alpha=0.3)
     for axis in spare[len(panels) :]:

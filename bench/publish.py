@@ -34,6 +34,7 @@ def lines_from(document: Mapping[str, Any]) -> list[Line]:
             record["title"],
             goal=Goal(**record["goal"]),
             measure=Measure(record["quantity"], record["unit"]),
+            most_rounds=record.get("most_rounds"),
         )
         cells = {name: _cell(stored) for name, stored in record["medians"].items()}
         lines.append(Line(row, cells, record["ratios"], record["verdict"], record["short"]))

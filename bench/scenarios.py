@@ -186,6 +186,7 @@ def _watches(count: int, per_connection: int) -> Stage:
                 f"{name}-register",
                 f"registering watches until there are {_short(count)}, {where}: each",
                 source=Source.SET_UP,
+                most_rounds=1,
                 in_quick=count == 10_000,
                 point=Point(f"{prefix}-register", count),
             ),

@@ -130,7 +130,7 @@ def notes(lines: Sequence[Line], unavailable: Mapping[str, str], set_ups: Sequen
             if cell.value is None:
                 how = "failed" if cell.failure else "not measured"
                 absent[name, how, cell.failure or cell.declined or ""].append(f"`{line.row.name}`")
-            elif cell.rounds < most:
+            elif cell.rounds < min(most, line.row.most_rounds or most):
                 fewer[name, cell.rounds].append(f"`{line.row.name}`")
     text += [f"- {TITLES[name]}, {how}: {', '.join(rows)}: {why}." for (name, how, why), rows in absent.items()]
     text += [f"- {TITLES[name]}, {count} round(s) only: {', '.join(rows)}." for (name, count), rows in fewer.items()]
@@ -168,6 +168,7 @@ def as_json(plan: Plan, lines: Sequence[Line], results: Results, conditions: dic
             "unit": line.row.measure.unit,
             "quantity": line.row.measure.quantity,
             "asked": asked(line.row),
+            "most_rounds": line.row.most_rounds,
             "goal": line.row.goal._asdict(),
             "point": None if line.row.point is None else line.row.point._asdict(),
             "medians": {name: cell._asdict() | {"text": cell.text()} for name, cell in line.cells.items()},
