@@ -126,6 +126,7 @@ def complete() -> Plan:
     )
     paces = (
         Pace("ours", ASKED, "planned", (10.0, 5.0, 1.0, 0.1, 0.0), 3, 4.0),
+        Pace("ours", Load(1_000, 0, 0), "planned", (1.0, 0.0), 3, 2.0),
         Pace("ours", ASKED, "slow", (10.0, 5.0, 1.0), 1, 4.0),
         Pace("c", Load(1_000, 0, 0), "live update", (10.0, 1.0), 1, 5.0),
         Pace("ocaml", Load(1_000, 0, 0), "live update", (10.0, 1.0), 1, 5.0),

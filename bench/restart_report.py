@@ -80,12 +80,14 @@ def _verdicts(results: Results) -> str:
     for t in results.throughputs:
         if t.daemon == "ours" and t.kind == "planned" and t.rates:
             if t.interval == 1.0:
-                lines.append(_verdict("throughput lost at one restart a second", t.failure, t.loss, GOAL_LOSS, "%"))
+                lines.append(
+                    _verdict(f"throughput lost at one restart a second, {t.load}", t.failure, t.loss, GOAL_LOSS, "%")
+                )
             if t.interval == 0.0:
                 ok = t.rate >= GOAL_PER_REQUEST
                 mark = "ok" if ok else "**SHORT**"
                 lines.append(
-                    f"a Logic for each request: {t.rate:.0f} requests/s, asked for {GOAL_PER_REQUEST:g}: {mark}"
+                    f"a Logic for each request, {t.load}: {t.rate:.0f} requests/s, asked for {GOAL_PER_REQUEST:g}: {mark}"
                 )
     return "\n".join(f"- {line}" for line in lines) or "- nothing that a goal is about was measured"
 

@@ -1,7 +1,7 @@
 /*
- * _lanes.c: the two system calls of a lane, compiled; and a look at all lanes.
+ * _lanes.c: the two system calls of a lane, compiled; and what is done for all lanes at once.
  *
- * For: doing what Lane.receive, Lane.send and unfinished_slots of lanes.py do, in one call from Python. Optional: without
+ * For: doing what Lane.receive, Lane.send, unfinished_slots and wait_for_all of lanes.py do, in one call. Optional: without
  * a compiler the Python versions are used, with the same guarantees.
  * Guarantees: the position word is stored whole, before the call; nothing is stored behind it but by the kernel.
  * Does not know: what a message is, or what DONE says.
@@ -12,7 +12,9 @@
 #define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <errno.h>
 #include <stdint.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 
 #define CONTROL_SIZE 256
@@ -152,6 +154,30 @@ static PyObject *unfinished(PyObject *self, PyObject *const *args, Py_ssize_t co
     return found;
 }
 
+static PyObject *wait_for_all(PyObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    long refused = 0;
+    Py_buffer fds;
+    int epoll;
+
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "expected a descriptor and an array of descriptors");
+        return NULL;
+    }
+    epoll = (int)PyLong_AsLong(args[0]);
+    if (PyErr_Occurred() || PyObject_GetBuffer(args[1], &fds, PyBUF_SIMPLE))
+        return NULL;
+    for (size_t i = 0; i < fds.len / sizeof(int); i++) {
+        int fd = ((const int *)fds.buf)[i];
+        struct epoll_event event = {EPOLLIN, {.fd = fd}};
+
+        if (epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) && errno != EEXIST)
+            refused++;
+    }
+    PyBuffer_Release(&fds);
+    return PyLong_FromLong(refused);
+}
+
 static PyMethodDef methods[] = {
     {"receive", (PyCFunction)(void (*)(void))receive, METH_FASTCALL,
      "receive(fd, address of the slot, fill, head) -> bytes received, 0 at the end, -1 if there is nothing"},
@@ -159,6 +185,8 @@ static PyMethodDef methods[] = {
      "send(fd, address of the slot, sent, made) -> position sent up to"},
     {"unfinished", (PyCFunction)(void (*)(void))unfinished, METH_FASTCALL,
      "unfinished(address of the first slot, bytes of a slot, slots) -> those with something left to do"},
+    {"wait_for_all", (PyCFunction)(void (*)(void))wait_for_all, METH_FASTCALL,
+     "wait_for_all(epoll descriptor, array of descriptors) -> for how many of them the kernel refused"},
     {NULL, NULL, 0, NULL},
 };
 

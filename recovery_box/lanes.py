@@ -17,7 +17,9 @@ What is received goes straight into the region and stays there until DONE says i
 """
 
 import ctypes
+import select
 import struct
+from array import array
 from typing import Final
 
 try:
@@ -91,6 +93,21 @@ def unfinished_slots(box: Box, count: int) -> list[int]:
     if _lanes is None:
         return [slot for slot in range(count) if not is_idle(box, slot)]
     return _lanes.unfinished(box.address + box.slot_word(0) * 8, SLOT_SIZE, count)
+
+
+def wait_for_all(epoll: select.epoll, fds: "array[int]") -> int:
+    """Has an epoll set wait for input on these descriptors (of type "i"); for how many of them the kernel refused."""
+    if _lanes is not None:
+        return _lanes.wait_for_all(epoll.fileno(), fds)
+    refused = 0
+    for fd in fds:
+        try:
+            epoll.register(fd, select.EPOLLIN)
+        except FileExistsError:
+            pass
+        except OSError:
+            refused += 1
+    return refused
 
 
 def stage_of(box: Box, slot: int) -> int:

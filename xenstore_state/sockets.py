@@ -9,13 +9,15 @@ Knows nothing of what connections say.
 
 import logging
 import select
+from array import array
 from typing import Final
 
 from recovery_box.items import Connection
+from recovery_box.lanes import wait_for_all
 
 log = logging.getLogger(__name__)
 
-PIECE: Final = 64
+PIECE: Final = 256
 """Sockets added at a time."""
 
 
@@ -54,22 +56,16 @@ class Sockets:
             return
         self._begin()
         assert self._next is not None
-        by_fd, register = self.by_fd, self._next.register
-        for fd in self._missing[-most:]:
-            if fd in by_fd:
-                try:
-                    register(fd, select.EPOLLIN)
-                except FileExistsError:
-                    pass
-                except OSError as e:  # the kernel has a limit for this, too
-                    log.error("connection %d cannot be waited for: %s", by_fd[fd].id, e.strerror)
+        by_fd = self.by_fd
+        refused = wait_for_all(self._next, array("i", [fd for fd in self._missing[-most:] if fd in by_fd]))
+        if refused:  # the kernel has a limit for this, too
+            log.error("%d connections cannot be waited for", refused)
         del self._missing[-most:]
 
     def take(self) -> select.epoll:
         """The complete set, for a Logic; `renew` begins another one, which must not be done before the fork."""
         self._begin()
-        while self._missing:
-            self.fill()
+        self.fill(len(self._missing))
         assert self._next is not None
         taken, self._next = self._next, None
         return taken

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from recovery_box import lanes
 from recovery_box.items import Connection
+from recovery_box.lanes import BestLane, Lane
 from xenstore_state.sockets import PIECE, Sockets
 
 
@@ -36,6 +38,14 @@ def pairs() -> Iterator[Pairs]:
     for fd, peer in made.peers.items():
         os.close(fd)
         peer.close()
+
+
+@pytest.fixture(params=["compiled", "not compiled"], autouse=True)
+def _kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "not compiled":
+        monkeypatch.setattr(lanes, "_lanes", None)
+    elif BestLane is Lane:
+        pytest.skip("the lanes are not compiled")
 
 
 def ready(taken: select.epoll, pairs: Pairs) -> set[int]:
