@@ -5,6 +5,7 @@
 # test-restarts  conformance, clients and guests while Logic is restarted every 50 ms, and for every request
 # test-compiled  the conformance tests against the daemon with its hot modules compiled
 # model this daemon, its core, C xenstored and oxenstored against the reference model, for SECONDS
+# conformance  every conformance case against this daemon, C xenstored and oxenstored; writes docs/conformance-*
 # lint  formatting, lint rules and types
 # bench this daemon, C xenstored and oxenstored side by side: a quarter of an hour; bench-quick: two minutes
 # bench-micro  parts of this daemon alone, and what a READ and a WRITE are made of
@@ -23,7 +24,7 @@ COMPILED := .venv-compiled
 COMPILED_STAMP := $(COMPILED)/.stamp
 SOURCES := $(wildcard protocol/*.py recovery_box/*.py xenstore_state/*.py xenstore_logic/*.py xenstored/*.py)
 
-.PHONY: run test test-xen torture test-restarts test-compiled lint format bench bench-quick bench-micro bench-restart clean
+.PHONY: run test test-xen torture test-restarts test-compiled conformance lint format bench bench-quick bench-micro bench-restart clean
 .DEFAULT_GOAL := test
 
 ifeq ($(PYTHON),)
@@ -86,6 +87,9 @@ test-compiled: $(STAMP) $(COMPILED_STAMP)
 SECONDS ?= 600
 model: $(STAMP)
 	$(PY) -m tests.model $(SECONDS)
+
+conformance: $(STAMP)
+	$(PY) -m tests.conformance --matrix docs
 
 lint: $(STAMP)
 	$(PY) -m ruff format --check .

@@ -11,39 +11,17 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.conformance.player import FEATURES, Player
-from tests.conformance.transcript import LIKE
+from tests.conformance.subject import KINDS, UnderTest
 from tests.conformance.wire import Client, Closed, Op, WireError, strings
 from tests.conformance.xen import Guest, SimulatedXen, wait_until_released
-from tests.oracle.daemons import CXenstored, Daemon, OurDaemon, OXenstored, short_run_dir
+from tests.oracle.daemons import Daemon, short_run_dir
 from tests.oracle.restarting import restarted_inside
 
-KINDS: dict[str, type[Daemon]] = {"ours": OurDaemon, "c": CXenstored, "ocaml": OXenstored}
-LIKE_OF: dict[type[Daemon], str] = {OurDaemon: "ours", CXenstored: "c", OXenstored: "oxenstored"}
 CHOICE = os.environ.get("XOARSTORE_UNDER_TEST", "ours")
-
-
-@dataclass(frozen=True)
-class UnderTest:
-    """A daemon that runs; `process` is None when only its socket is known."""
-
-    socket: Path
-    process: Daemon | None
-
-    @property
-    def is_ours(self) -> bool:
-        return isinstance(self.process, OurDaemon)
-
-    def player(self) -> Player:
-        """Plays cases against it; what is only a socket should answer as the cases say first."""
-        like = "strict" if self.process is None else LIKE_OF[type(self.process)]
-        folder = None if self.process is None else self.process.xen_dir
-        return Player(self.socket, None if folder is None else SimulatedXen(folder), LIKE[like], FEATURES[like])
 
 
 @contextmanager

@@ -27,9 +27,8 @@ def _step(played: Played) -> Iterable[str]:
     yield f"  line {played.step.line}: {next(write_step(played.step)).partition('  -> ')[0].rstrip()}"
     if played.expected.label:
         yield f"      ({played.expected.label}: {played.expected.reason})"
-    wanted = played.expected.answer if played.step.want is not None else {played.step.actor: ["OK"]}
-    for actor in sorted(wanted.keys() | played.got.keys()):
-        yield from _messages(actor, wanted, played.got)
+    for actor in sorted(played.expected.answer.keys() | played.got.keys()):
+        yield from _messages(actor, played.expected.answer, played.got)
 
 
 def _messages(actor: str, wanted: Answer, got: Answer) -> Iterable[str]:

@@ -37,7 +37,11 @@ class Stage:
     """
 
     def __init__(
-        self, path: str | Path, xen: SimulatedXen | None, dom0_ring: Callable[[], Client] | None = None
+        self,
+        path: str | Path,
+        xen: SimulatedXen | None,
+        dom0_ring: Callable[[], Client] | None = None,
+        patience: float = LONG,
     ) -> None:
         self.path = path
         self.admin = Client(path)
@@ -46,6 +50,7 @@ class Stage:
         self.want: Answer = {}
         """What the step under way is expected to bring."""
         self._xen = xen
+        self._patience = patience
         self._dom0_ring = dom0_ring
         self._domids: set[int] = set()
         self._tx_ids: dict[str, int] = {}
@@ -75,7 +80,10 @@ class Stage:
     def drop(self, name: str) -> None:
         """Closes the actor, if there is one."""
         if name in self.actors:
-            self.actors.pop(name).close()
+            actor = self.actors.pop(name)
+            if name == "dom0-ring":  # the ring stays, and what was watched through it
+                actor.client.outcome(Op.RESET_WATCHES)
+            actor.close()
 
     def create(self, name: str) -> None:
         """A new domain for this actor, whose page is zeros; a former one with its number is no more."""
@@ -159,7 +167,7 @@ class Stage:
     # ---- what arrives
 
     def patience(self, name: str) -> float:
-        return SHORT if SILENCE in self.want.get(name, ()) else LONG
+        return SHORT if SILENCE in self.want.get(name, ()) else self._patience
 
     def text(self, name: str, message: Message) -> str:
         return self.actors[name].text(message, self._generations, self.tx_name(name))
@@ -184,7 +192,7 @@ class Stage:
         actor = self.actors[name]
         expected = len(self.want.get(name, ())) if expected is None else expected
         while True:
-            message = actor.next(LONG if len(log) < expected else SHORT)
+            message = actor.next(self._patience if len(log) < expected else SHORT)
             if message == SILENCE:
                 return
             if isinstance(message, str):

@@ -18,8 +18,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.conformance.conftest import UnderTest, running
+from tests.conformance.conftest import running
 from tests.conformance.processes import anonymous_bytes, cpu_share, highest_descriptor
+from tests.conformance.subject import UnderTest
 from tests.conformance.wire import HEADER, PATIENCE, PAYLOAD_MAX, Client, Closed, Op, connect, pack, strings
 from tests.oracle.daemons import Daemon
 
@@ -56,41 +57,6 @@ def process(daemon: UnderTest) -> Daemon:
 
 
 # ---- single malformed messages
-
-
-@pytest.mark.parametrize("length", [4097, 5000, 0x40000000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])
-@pytest.mark.parametrize("op", [Op.READ, Op.WRITE, 99], ids=["READ", "WRITE", "unknown"])
-def test_a_length_over_4096_ends_the_connection_at_once_without_a_reply(
-    client: Client, other: Client, op: int, length: int
-) -> None:
-    """core.c:handle_input; XSA-420"""
-    client.send_raw(pack(op, length=length))
-    assert client.is_closed_by_daemon()
-    assert client.arrived == []
-    assert is_served(other)
-
-
-def test_what_follows_a_length_over_4096_is_not_carried_out(client: Client, other: Client, node: str) -> None:
-    """core.c:ignore_connection"""
-    write = pack(Op.WRITE, strings(f"{node}/x") + b"v")
-    client.send_raw(pack(Op.READ, length=4097) + write * 3)
-    assert client.is_closed_by_daemon()
-    assert other.directory(node) == []
-
-
-def test_requests_before_a_length_over_4096_are_carried_out(client: Client, other: Client, node: str) -> None:
-    """core.c:handle_input"""
-    client.send_raw(pack(Op.WRITE, strings(f"{node}/x") + b"v") + pack(Op.READ, length=4097))
-    assert client.is_closed_by_daemon()
-    assert other.read(f"{node}/x") == b"v"
-
-
-@pytest.mark.parametrize("op", [15, 16, 20, 27, 128, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF])
-@pytest.mark.parametrize("payload", [b"", b"\0", b"x" * PAYLOAD_MAX], ids=["empty", "NUL", "4096 bytes"])
-def test_an_unknown_type_is_answered_and_its_payload_thrown_away(client: Client, op: int, payload: bytes) -> None:
-    """core.c:process_message"""
-    assert client.outcome(op, payload) == "ENOSYS"
-    assert is_served(client)
 
 
 @pytest.mark.parametrize("op", list(Op), ids=lambda op: op.name)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conformance.conftest import UnderTest
 from tests.conformance.report import failure
+from tests.conformance.subject import UnderTest
 from tests.conformance.transcript import Case, load
 from tests.conformance.verdict import play_case
 from tests.oracle.daemons import Daemon

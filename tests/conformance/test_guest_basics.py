@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.conformance.conftest import CHOICE, UnderTest, running
+from tests.conformance.conftest import CHOICE, running
+from tests.conformance.subject import UnderTest
 from tests.conformance.wire import PATIENCE, Client, Event, Message, Op, strings
 from tests.conformance.xen import Guest, SimulatedXen, wait_until_released
 from tests.oracle.daemons import Daemon
@@ -198,58 +199,7 @@ def nodes_owned(client: Client, domid: int, path: str = "/") -> int:
 # ---- a guest is a client
 
 
-def test_a_guest_reads_and_writes_below_its_home(guest: MakeGuest, client: Client) -> None:
-    one = guest()
-    one.write("a/b", b"value")
-    assert one.read("a/b") == one.read(f"{home_of(one)}/a/b") == client.read(f"{home_of(one)}/a/b") == b"value"
-    assert one.directory("a") == [b"b"]
-
-
-def test_a_guest_and_a_socket_see_each_others_changes(guest: MakeGuest, client: Client) -> None:
-    one = guest()
-    one.watch("a", "t")
-    client.watch(home_of(one), "s")
-    client.write(f"{home_of(one)}/a", b"1")
-    assert one.events_so_far() == [Event(b"a", b"t")]
-    one.write("a", b"2")
-    assert client.events_so_far() == [Event(f"{home_of(one)}/a".encode(), b"s")] * 2
-    assert client.read(f"{home_of(one)}/a") == b"2"
-
-
 def test_a_guests_replies_come_in_the_order_of_its_requests(guest: MakeGuest) -> None:
     one = guest()
     answers = one.pipeline([(Op.GET_DOMAIN_PATH, strings(i)) for i in range(200)])
     assert [message.payload for message in answers] == [strings(f"/local/domain/{i}") for i in range(200)]
-
-
-def test_a_guests_transaction_is_seen_when_it_ends(guest: MakeGuest, client: Client) -> None:
-    one = guest()
-    tx = one.start()
-    one.write("a", b"v", tx=tx)
-    assert not client.exists(f"{home_of(one)}/a")
-    assert one.commit(tx) == "OK"
-    assert client.read(f"{home_of(one)}/a") == b"v"
-
-
-def test_a_transaction_of_one_guest_is_none_of_another(guest: MakeGuest) -> None:
-    """transaction.c:transaction_lookup: ids are per connection"""
-    one, two = guest(), guest()
-    tx = one.start()
-    assert two.outcome(Op.READ, strings("a"), tx=tx) == "ENOENT"
-    assert one.commit(tx) == "OK"
-
-
-def test_domain_0_has_a_ring_with_all_its_rights(dom0_ring: Guest, client: Client, guest: MakeGuest, node: str) -> None:
-    """core.h:domain_is_unprivileged"""
-    one = guest()
-    dom0_ring.write(f"{node}/x", b"1")
-    assert client.read(f"{node}/x") == b"1"
-    assert is_introduced(dom0_ring, one.domid)
-    dom0_ring.write(f"{home_of(one)}/x", b"0")
-    assert dom0_ring.get_perms(f"{home_of(one)}/x") == [f"n{one.domid}".encode()]
-
-
-def test_relative_paths_on_domain_0s_ring_lie_below_domain_0(dom0_ring: Guest, client: Client, home: str) -> None:
-    """domain.c:get_implicit_path"""
-    dom0_ring.write("rel/x", b"v")
-    assert client.read(f"{home}/rel/x") == b"v"

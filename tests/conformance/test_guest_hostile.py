@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from tests.conformance.conftest import UnderTest
 from tests.conformance.processes import anonymous_bytes, cpu_share
+from tests.conformance.subject import UnderTest
 from tests.conformance.test_bad_input import IDLE, noise
 from tests.conformance.test_guest_basics import (
     MIB,

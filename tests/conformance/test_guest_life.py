@@ -12,7 +12,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.conformance.conftest import CHOICE, UnderTest
+from tests.conformance.conftest import CHOICE
+from tests.conformance.subject import UnderTest
 from tests.conformance.test_guest_basics import (
     MakeGuest,
     account,
@@ -21,13 +22,10 @@ from tests.conformance.test_guest_basics import (
     home_of,
     introduce,
     is_introduced,
-    is_served,
     known_process,
     many_turns,
     newborn,
-    next_events,
     nodes_owned,
-    not_for_c,
     set_quota,
 )
 from tests.conformance.wire import Client, Event, Op, strings
@@ -50,16 +48,6 @@ def replaced(xen: SimulatedXen, client: Client, old: Guest, *, quietly: bool) ->
         yield new
 
 
-NOT_BY_UNIQUE_ID = "knows no unique ids: a domain that ends and comes again between two interrupts is the same to it"
-both_ways = pytest.mark.parametrize(
-    "quietly",
-    [
-        pytest.param(False, id="end noticed"),
-        pytest.param(True, id="end unnoticed", marks=not_for_c(NOT_BY_UNIQUE_ID)),
-    ],
-)
-
-
 @pytest.fixture
 def first(xen: SimulatedXen, client: Client) -> Iterator[Guest]:
     """The first of two domains with one number, introduced."""
@@ -67,126 +55,6 @@ def first(xen: SimulatedXen, client: Client) -> Iterator[Guest]:
         give_home(client, one)
         introduce(client, one)
         yield one
-
-
-@both_ways
-def test_the_next_domain_of_a_number_is_not_introduced(
-    first: Guest, client: Client, xen: SimulatedXen, quietly: bool
-) -> None:
-    client.watch(RELEASED, "t")
-    with replaced(xen, client, first, quietly=quietly) as second:
-        assert next_events(client, 1) == [Event(RELEASED.encode(), b"t")]
-        assert not is_introduced(client, second.domid)
-        many_turns(client)
-        assert client.events_so_far() == [], "the end is told once, and the newcomer's beginning is none"
-        client.watch(INTRODUCED, "i")
-        introduce(client, second)
-        assert client.events_so_far() == [Event(INTRODUCED.encode(), b"i")]
-        assert is_served(second)
-
-
-@both_ways
-def test_the_next_domain_of_a_number_has_none_of_the_rights_of_the_one_before(
-    first: Guest, guest: MakeGuest, client: Client, xen: SimulatedXen, node: str, quietly: bool
-) -> None:
-    """XSA-322, XSA-417"""
-    friend = guest()
-    friend.write("x", b"v")
-    friend.set_perms("x", f"n{friend.domid}", f"b{first.domid}")
-    for name, perms in (("acl", ["n0", f"b{first.domid}"]), ("own", [f"n{first.domid}"])):
-        client.write(f"{node}/{name}", b"v")
-        client.set_perms(f"{node}/{name}", *perms)
-    first.write(f"{node}/acl/mine", b"v")
-    shared = [f"{node}/acl", f"{home_of(friend)}/x"]
-    assert [first.read(path) for path in shared] == [b"v", b"v"]
-    with replaced(xen, client, first, quietly=quietly) as second:
-        eventually(lambda: not is_introduced(client, second.domid), "the end is noticed")
-        assert client.directory(node) == [b"acl"], "what the first owned is gone"
-        assert client.directory(f"{node}/acl") == []
-        introduce(client, second)
-        for path in shared:
-            for op in (Op.READ, Op.WRITE, Op.GET_PERMS, Op.RM):
-                assert second.outcome(op, strings(path)) == "EACCES"
-        assert second.outcome(Op.READ, strings("x")) == "EACCES"
-        assert account(client, second.domid, "nodes").used == 0
-        client.set_perms(f"{node}/acl", "n0", f"r{second.domid}")
-        assert second.read(f"{node}/acl") == b"v", "given anew"
-
-
-@both_ways
-def test_the_next_domain_of_a_number_has_neither_watches_nor_transactions(
-    first: Guest, client: Client, xen: SimulatedXen, quietly: bool
-) -> None:
-    first.watch("a", "t")
-    first.watch(RELEASED, "t")
-    tx = first.start()
-    with replaced(xen, client, first, quietly=quietly) as second:
-        eventually(lambda: not is_introduced(client, second.domid), "the end is noticed")
-        give_home(client, second)
-        introduce(client, second)
-        client.write(f"{home_of(second)}/a", b"v")
-        assert second.events_so_far() == []
-        assert second.outcome(Op.READ, strings("a"), tx=tx) == "ENOENT"
-        for quota in ("watches", "transactions"):
-            assert account(client, second.domid, quota).used == 0
-
-
-@pytest.mark.skipif(CHOICE == "c", reason=f"C xenstored 4.17: {NOT_BY_UNIQUE_ID}")
-def test_a_domain_introduced_in_place_of_one_whose_end_was_unnoticed_has_none_of_its_rights(
-    first: Guest, client: Client, xen: SimulatedXen, node: str
-) -> None:
-    """The toolstack is faster than the interrupt: INTRODUCE comes first."""
-    client.set_perms(node, "n0", f"r{first.domid}")
-    first.write("secret", b"v")
-    xen.destroy(first.domid, quietly=True)
-    first.close()
-    with newborn(xen, client, domid=first.domid) as second:
-        introduce(client, second)
-        client.watch(RELEASED, "t")
-        xen.virq()
-        many_turns(client)
-        if not is_introduced(client, second.domid):
-            introduce(client, second)
-        assert second.outcome(Op.READ, strings("secret")) == "EACCES"
-        assert second.outcome(Op.READ, strings(node)) == "EACCES"
-
-
-@not_for_c("a domain it has not seen has no quota")
-def test_quotas_set_for_a_domain_are_not_its_successors(first: Guest, client: Client, xen: SimulatedXen) -> None:
-    set_quota(client, first, "nodes", 7)
-    with replaced(xen, client, first, quietly=False) as second:
-        introduce(client, second)
-        assert client.call(Op.GET_QUOTA, strings(second.domid, "nodes")) == b"1000\0"
-
-
-@not_for_c("has no features")
-def test_features_chosen_for_a_domain_are_not_its_successors(client: Client, xen: SimulatedXen) -> None:
-    with newborn(xen, client) as one:
-        client.call(Op.SET_FEATURE, strings(one.domid, 2))
-        introduce(client, one)
-        with replaced(xen, client, one, quietly=False) as second:
-            introduce(client, second)
-            assert client.call(Op.GET_FEATURE, strings(second.domid)) == b"15\0"
-
-
-def test_a_domain_that_dies_before_its_introduction_goes_silently(
-    client: Client, xen: SimulatedXen, guest: MakeGuest, node: str
-) -> None:
-    """domain.c: known, never introduced"""
-    if CHOICE == "c":
-        pytest.skip("C xenstored 4.17: forgets nothing of a domain that was never introduced")
-    bystander = guest()
-    with newborn(xen, client) as early:
-        client.write(f"{node}/own/below", b"v")
-        client.set_perms(f"{node}/own", f"n{early.domid}")
-        client.set_perms(node, "n0", f"r{early.domid}")
-        client.watch(RELEASED, "t")
-        xen.destroy(early.domid)
-        eventually(lambda: client.get_perms(node) == [b"n0"], "it is stripped from the list")
-        assert client.directory(node) == []
-        xen.destroy(bystander.domid)
-        assert next_events(client, 1) == [Event(RELEASED.encode(), b"t")], "of the bystander"
-        assert client.events_so_far() == []
 
 
 def test_many_domains_that_end_at_once_are_all_noticed(guest: MakeGuest, client: Client, xen: SimulatedXen) -> None:
@@ -217,74 +85,6 @@ def test_a_number_can_be_used_again_and_again(client: Client, xen: SimulatedXen)
 
 
 # ---- special watches
-
-
-@not_for_c("special watches have no depth")
-@pytest.mark.parametrize("name", [INTRODUCED, RELEASED])
-def test_the_depth_of_a_special_watch(client: Client, xen: SimulatedXen, name: str) -> None:
-    """watch.c:fire_watches: without depth only the plain event, with depth of one or more only the one with the domid"""
-    for depth in ("", "0", "1", "2", "100"):
-        client.watch(name, f"d{depth}", *([depth] if depth else []))
-    with newborn(xen, client) as one:
-        own, strange = f"{name}/{one.domid}", f"{name}/{one.domid}x"
-        for path in (own, strange, f"{own}/deeper"):
-            client.watch(path, path)
-        introduce(client, one)
-        events = client.events_so_far()
-        if name == RELEASED:
-            assert events == []
-            client.call(Op.RELEASE, strings(one.domid))
-            events = client.events_so_far()
-        assert [event for event in events if event.path == name.encode()] == [Event(name.encode(), b"d")]
-        with_domid = [event.token.decode() for event in events if event.path == own.encode()]
-        assert sorted(with_domid) == sorted(["d1", "d2", "d100", own])
-        assert len(events) == 5
-
-
-@not_for_c("special watches have no depth")
-def test_a_guest_sees_releases_in_all_forms(guest: MakeGuest, client: Client, xen: SimulatedXen) -> None:
-    """core.c:setup_structure: any domain may read the node that stands for releases"""
-    one, two = guest(), guest()
-    one.watch(RELEASED, "plain")
-    one.watch(RELEASED, "deep", "1")
-    one.watch(f"{RELEASED}/{two.domid}", "own")
-    own = f"{RELEASED}/{two.domid}".encode()
-    xen.set_state(two.domid, "shutdown")
-    assert next_events(one, 3) == [Event(own, b"deep"), Event(own, b"own"), Event(RELEASED.encode(), b"plain")]
-    client.call(Op.RELEASE, strings(two.domid))
-    assert next_events(one, 3) == [Event(RELEASED.encode(), b"plain"), Event(own, b"deep"), Event(own, b"own")]
-
-
-@not_for_c("does not let guests see releases at first, and special watches have no depth")
-def test_the_permissions_of_the_special_node_hold_for_its_forms_with_a_domid(
-    guest: MakeGuest, client: Client, dom0_ring: Guest
-) -> None:
-    """watch.c:watch_permitted"""
-    one, two = guest(), guest()
-    for each in (one, two):
-        each.watch(RELEASED, "deep", "1")
-    try:
-        client.set_perms(RELEASED, "n0", f"r{one.domid}")
-        for each in (one, two):
-            each.events_so_far()
-        third = guest()
-        client.call(Op.RELEASE, strings(third.domid))
-        assert one.events_so_far() == [Event(f"{RELEASED}/{third.domid}".encode(), b"deep")]
-        assert two.events_so_far() == []
-    finally:
-        dom0_ring.set_perms(RELEASED, "n0", "r32757")
-
-
-def test_special_events_are_not_merged(guest: MakeGuest, client: Client) -> None:
-    """core.c:send_event: two releases are two events, even for one who reads them late"""
-    one = guest()
-    one.call(Op.WATCH, strings("a", "t"))
-    watcher = client
-    watcher.watch(RELEASED, "t")
-    for _ in range(3):
-        gone = guest()
-        client.call(Op.RELEASE, strings(gone.domid))
-    assert watcher.events_so_far() == [Event(RELEASED.encode(), b"t")] * 3
 
 
 # ---- refusals

@@ -49,40 +49,6 @@ def test_the_largest_messages_go_both_ways_through_domain_0s_ring(dom0_ring: Gue
     dom0_ring.write(node, b"")
 
 
-def test_a_reply_of_exactly_4096_bytes_arrives_and_a_larger_one_is_e2big(
-    guest: MakeGuest, client: Client, node: str
-) -> None:
-    """core.c:send_reply; XSA-72"""
-    one = guest()
-    names = ["x" * 63 + str(i).zfill(64) for i in range(32)]
-    client.pipeline([(Op.MKDIR, strings(f"{node}/{name}")) for name in names])
-    client.set_perms(node, "r0")
-    assert len(one.call(Op.DIRECTORY, strings(node))) == PAYLOAD_MAX
-    client.mkdir(f"{node}/one-more")
-    assert one.outcome(Op.DIRECTORY, strings(node)) == "E2BIG"
-    assert is_served(one)
-
-
-def test_a_request_of_4096_bytes_is_taken_whole_even_when_it_is_refused(guest: MakeGuest) -> None:
-    """core.c:handle_input"""
-    one = guest()
-    for op, payload, expected in (
-        (Op.READ, strings("x" * (PAYLOAD_MAX - 1)), "EINVAL"),
-        (Op.WRITE, strings("v") + b"x" * (PAYLOAD_MAX - 2), "ENOSPC"),
-        (99, b"\0" * PAYLOAD_MAX, "ENOSYS"),
-    ):
-        assert one.outcome(op, payload) == expected
-        assert is_served(one)
-
-
-def test_an_event_larger_than_the_ring_arrives(guest: MakeGuest, client: Client) -> None:
-    one = guest()
-    token = "T" * 3000
-    one.watch("a", token)
-    client.write(f"{home_of(one)}/a/b", b"v")
-    assert one.events_so_far() == [Event(b"a/b", token.encode())]
-
-
 # ---- pieces
 
 

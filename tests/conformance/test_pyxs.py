@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.conformance.conftest import UnderTest
+from tests.conformance.subject import UnderTest
 from tests.conformance.wire import Client as WireClient
 from tests.oracle.daemons import CXenstored, Daemon, OurDaemon, short_run_dir
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conformance.conftest import UnderTest
 from tests.conformance.processes import cpu_share
+from tests.conformance.subject import UnderTest
 from tests.conformance.test_bad_input import IDLE
 from tests.conformance.test_guest_basics import (
     UNKNOWN,
@@ -30,7 +30,6 @@ from tests.conformance.test_guest_basics import (
     known_process,
     many_turns,
     next_events,
-    nodes_owned,
     not_for_c,
     replies,
     unharmed,
@@ -94,20 +93,6 @@ def test_xsa_38_a_full_ring_is_served(guest: MakeGuest) -> None:
 # ---- XSA-72: replies over 4096 bytes
 
 
-def test_xsa_72_a_list_over_4096_bytes_is_refused_and_can_be_had_in_parts(guest: MakeGuest, client: Client) -> None:
-    one = guest()
-    names = [f"child-{i:03}-{'x' * 30}" for i in range(150)]
-    client.pipeline([(Op.MKDIR, strings(f"{home_of(one)}/d/{name}")) for name in names])
-    assert one.outcome(Op.DIRECTORY, strings("d")) == "E2BIG"
-    listing = b""
-    while not listing.endswith(b"\0\0"):
-        part = one.call(Op.DIRECTORY_PART, strings("d", len(listing)))
-        assert len(part) <= PAYLOAD_MAX
-        listing += part.partition(b"\0")[2]
-        assert len(listing) < 10_000
-    assert listing[:-1].split(b"\0")[:-1] == [name.encode() for name in names]
-
-
 # ---- XSA-233: a guest and its stub domain died at once
 
 
@@ -133,33 +118,7 @@ def test_xsa_233_a_guest_and_its_stub_domain_may_die_at_once(
             assert not client.exists(home_of(each))
 
 
-@pytest.mark.parametrize(
-    "first",
-    ["stub", pytest.param("target", marks=not_for_c("a target is released at the second try, and then it may crash"))],
-)
-def test_xsa_233_so_may_they_be_released(guest: MakeGuest, client: Client, first: str) -> None:
-    for _ in range(5):
-        stub, target = guest(), guest()
-        client.call(Op.SET_TARGET, strings(stub.domid, target.domid))
-        for each in (stub, target) if first == "stub" else (target, stub):
-            assert client.call(Op.RELEASE, strings(each.domid)) == b"OK\0"
-        assert not is_introduced(client, stub.domid)
-        assert not is_introduced(client, target.domid)
-
-
 # ---- XSA-324: an event over 4096 bytes
-
-
-def test_xsa_324_an_event_over_4096_bytes_is_dropped(guest: MakeGuest, client: Client) -> None:
-    one = guest()
-    one.watch("p", "T" * (PAYLOAD_MAX - 10))
-    one.watch("q", "short")
-    client.write(f"{home_of(one)}/p/{'x' * 1000}", b"v")
-    one.write(f"p/{'y' * 100}", b"v")
-    one.write("q", b"v")
-    assert one.events_so_far() == [Event(b"q", b"short")]
-    client.write(f"{home_of(one)}/p", b"v")
-    assert one.events_so_far() == [Event(b"p", b"T" * (PAYLOAD_MAX - 10))]
 
 
 # ---- XSA-325: the end of a connection was taken for the end of the domain
@@ -246,13 +205,6 @@ def test_xsa_420_an_impossible_length_ends_a_guests_connection(
     assert cpu_share(known_process(daemon).pids(), 0.3) < IDLE
 
 
-@pytest.mark.parametrize("length", LENGTHS, ids=hex)
-def test_xsa_420_an_impossible_length_ends_a_sockets_connection(client: Client, other: Client, length: int) -> None:
-    client.send_raw(pack(Op.READ, b"a\0", length=length))
-    assert client.is_closed_by_daemon()
-    assert is_served(other)
-
-
 # ---- XSA-425: a connection freed while all were looked at
 
 
@@ -287,44 +239,9 @@ def test_xsa_425_domains_with_pending_output_can_be_released_in_any_order(
 # ---- XSA-440: two transactions removed the same nodes
 
 
-def test_xsa_440_two_transactions_may_remove_the_same_nodes(guest: MakeGuest, client: Client) -> None:
-    one = guest()
-    names = [f"n{i}" for i in range(50)]
-    for name in names:
-        one.write(name, b"v")
-    first, second = one.start(), one.start()
-    for tx in (first, second):
-        for name in names:
-            one.rm(name, tx=tx)
-    assert one.commit(first) == "OK"
-    assert one.commit(second) in ("OK", "EAGAIN")
-    assert one.directory(home_of(one)) == []
-    assert account(client, one.domid, "nodes").used == nodes_owned(client, one.domid, home_of(one)) == 1
-
-
 # ---- XSA-481: paths that end where a name should be
 
 PATHS = ["/local/domain/", "//", "/a/", "", "a/", "/local/domain//", "/local//domain", "/local/domain/1/"]
-WITH_PATH = [
-    *[(op, b"") for op in (Op.READ, Op.WRITE, Op.MKDIR, Op.RM, Op.DIRECTORY, Op.GET_PERMS)],
-    *[(Op.SET_PERMS, b"n0\0"), (Op.WATCH, b"t\0"), (Op.DIRECTORY_PART, b"0\0")],
-    pytest.param(Op.UNWATCH, b"t\0", marks=not_for_c("gives an earlier request's error")),
-]
-
-
-@pytest.mark.parametrize(("op", "rest"), WITH_PATH, ids=lambda value: value.name if isinstance(value, Op) else "")
-def test_xsa_481_a_path_without_a_last_name_is_einval(
-    guest: MakeGuest, client: Client, dom0_ring: Guest, op: Op, rest: bytes
-) -> None:
-    one = guest()
-    for each in (one, client, dom0_ring):
-        for path in PATHS:
-            assert each.outcome(op, strings(path) + rest) == "EINVAL", path
-        for path in ("@", "@/", "/local/domain/99999", "/local/domain/99999/x"):
-            if each is one or op in (Op.READ, Op.DIRECTORY, Op.GET_PERMS, Op.WATCH, Op.UNWATCH):
-                each.outcome(op, strings(path) + rest)
-        assert is_served(each)
-        each.call(Op.RESET_WATCHES, b"\0")
 
 
 # ---- XSA-484: RESET_WATCHES inside a transaction

@@ -63,13 +63,13 @@ class Other:
 
 @dataclass(frozen=True)
 class Step:
-    """What one actor does, and what follows; `want` None: nothing is said about it."""
+    """What one actor does, and what everybody then gets."""
 
     actor: str
     verb: str
     argument: str = ""
     tx: str = ""
-    want: Answer | None = None
+    want: Answer = field(default_factory=dict)
     parts: tuple[str, ...] = ()
     others: tuple[Other, ...] = ()
     line: int = 0
@@ -85,7 +85,7 @@ class Step:
             for other in self.others:
                 if other.label == label:
                     return other
-        return Other("", "", self.want or {})
+        return Other("", "", self.want)
 
     def act(self) -> str:
         """The step as it is written, without what follows."""
@@ -229,9 +229,7 @@ def _step(line: str, number: int) -> Step:
     actor, verb = match["actor"], match["verb"]
     if not (is_socket(actor) or is_ring(actor) or actor in (TOOLSTACK, XEN)):
         raise TranscriptError(f"nobody is called {actor}")
-    want: Answer | None = None if actor == TOOLSTACK else {}
-    if message is not None:
-        want = {} if message == NOTHING else {actor: [message]}
+    want: Answer = {} if message in (None, NOTHING) else {actor: [str(message)]}
     return Step(actor, verb, match["argument"] or "", match["tx"] or "", want, line=number)
 
 
@@ -252,7 +250,7 @@ def _more(step: Step, line: str) -> Step:
             raise TranscriptError("whose answer is this")
         last = step.others[-1]
         return replace(step, others=(*step.others[:-1], replace(last, answer=_with(last.answer, actor, message))))
-    return replace(step, want=_with(step.want or {}, actor, message))
+    return replace(step, want=_with(step.want, actor, message))
 
 
 def _with(answer: Answer, actor: str, message: str) -> Answer:
@@ -282,13 +280,11 @@ def write_case(case: Case) -> str:
 def write_step(step: Step, width: int = 0) -> Iterator[str]:
     """The step as lines."""
     act = step.act()
-    want = dict(step.want or {})
+    want = dict(step.want)
     own = want.get(step.actor, [])
     if own and not own[0].startswith("event ") and not step.parts:
         yield f"{act.ljust(width)}  -> {own[0]}"
         want[step.actor] = own[1:]
-    elif step.actor == TOOLSTACK and step.want == {}:
-        yield f"{act.ljust(width)}  -> {NOTHING}"
     else:
         yield act
     yield from (f"  > {part}" for part in step.parts)

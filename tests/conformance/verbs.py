@@ -17,7 +17,7 @@ from tests.conformance.transcript import SILENCE, Step
 from tests.conformance.wire import Op, strings
 from tests.conformance.xen import EVENT, FIELDS, WORD, Guest
 
-QUIET = ("create", "start", "stop-reading")
+QUIET = ("create", "stop-reading")
 """Nothing is to be waited for after these."""
 
 
@@ -110,6 +110,16 @@ def _kick(stage: Stage, step: Step) -> None:
     guest = stage.guest(step.actor)
     words = [int(word) for word in step.argument.split()] or [guest.domid, guest.port]
     guest.xen.notify(guest.events_in, EVENT.pack(*words))
+
+
+def _counted(stage: Stage, step: Step, log: Log) -> None:
+    """`counted 5`: what the daemon says that domain 5 uses (CONTROL `quota`)."""
+    text = stage.admin.outcome(Op.CONTROL, strings("quota", step.argument))
+    lines = text.decode("latin-1") if isinstance(text, bytes) else ""
+    found = re.findall(r"^(nodes|watches|transactions) *: *(\d+)", lines, re.MULTILINE)
+    if whole := re.match(r"dom\d+ quota: (\d+)/", lines):  # oxenstored counts nothing else
+        found = [("nodes", whole[1])]
+    log.append(" ".join(["counted", *(f"{name}={number}" for name, number in found)]))
 
 
 # ---- rings
@@ -241,6 +251,7 @@ VERBS: dict[str, Callable[[Stage, Step, Log], None]] = {
     "create": _create,
     "start": _start,
     "fresh-ring": _fresh_ring,
+    "counted": _counted,
     "stop-reading": _stop_reading,
     "read-again": _read_again,
     "flood": _flood,
