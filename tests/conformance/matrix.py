@@ -111,6 +111,8 @@ def findings(cases: list[Case], reasons: dict[str, Reason]) -> str:
     ]
     for reason in reasons.values():
         found = [(case, step) for case in cases for step in case.steps if _names(step, reason.name)]
+        if not found:  # only some cases were chosen
+            continue
         names = list(dict.fromkeys(case.name for case, _ in found))
         lines += ["", f"## {reason.name} ({reason.who})", "", reason.text]
         lines += [f"- Source: {reason.source}"] if reason.source else []
