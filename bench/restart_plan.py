@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from statistics import median
 from typing import Final, NamedTuple
 
-from bench.load_client import LoadFailed
+from bench.load_client import Declined, LoadFailed
 from bench.restarts import Load, Ours, Stand, stand
 from bench.run import DAEMONS, say
 from tests.oracle.build import BuildFailed, MissingPackage
@@ -125,7 +125,7 @@ def complete() -> Plan:
         Life("ocaml", (Load(100_000, 0, 0), ASKED), 0, 2),
     )
     paces = (
-        Pace("ours", ASKED, "planned", (10.0, 5.0, 1.0, 0.1, 0.0), 3, 4.0),
+        Pace("ours", ASKED, "planned", (10.0, 5.0, 1.0, 0.1, 0.0), 2, 4.0),
         Pace("ours", Load(1_000, 0, 0), "planned", (1.0, 0.0), 3, 2.0),
         Pace("ours", ASKED, "slow", (10.0, 5.0, 1.0), 1, 4.0),
         Pace("c", Load(1_000, 0, 0), "live update", (10.0, 1.0), 1, 5.0),
@@ -133,7 +133,7 @@ def complete() -> Plan:
         Pace("c", Load(100_000, 0, 0), "live update", (10.0,), 1, 5.0),
         Pace("ocaml", Load(100_000, 0, 0), "live update", (10.0,), 1, 5.0),
     )
-    return Plan(lives, paces, 3.0)
+    return Plan(lives, paces, 2.0)
 
 
 def quick() -> Plan:
@@ -169,19 +169,29 @@ def _standing(name: str) -> Iterator[Stand]:
 
 def _live(life: Life, results: Results) -> None:
     began = time.monotonic()
+    left = list(life.loads)
     failure = ""
     try:
         with _standing(life.daemon) as standing:
-            for load in life.loads:
-                took = standing.set_up(load)
-                results.notes.append(f"{life.daemon}: setting up {load}: {took:.1f} s")
-                for kind in (NOTHING, *standing.kinds):
-                    times = life.slow if kind in {"slow", "live update"} else life.fast or 3
-                    results.downtimes.append(_downtime(standing, load, kind, times))
+            while left:
+                _measure(standing, left[0], life, results)
+                del left[0]
     except FAULTS as error:
         failure = f"{type(error).__name__}: {error}"
-        results.notes.append(f"{life.daemon}, {life.loads[0].nodes:,} nodes: {failure}")
+        results.downtimes.extend(Downtime(life.daemon, load, "any", [], failure) for load in left)
     say(f"downtime, {life.daemon}, {life.loads[0].nodes:,} nodes: {time.monotonic() - began:.0f} s {failure}")
+
+
+def _measure(standing: Stand, load: Load, life: Life, results: Results) -> None:
+    try:
+        took = standing.set_up(load)
+    except Declined as error:  # the client goes on
+        results.downtimes.append(Downtime(life.daemon, load, "any", [], f"setting up: {error}"))
+        return
+    results.notes.append(f"{life.daemon}: setting up {load}: {took:.1f} s")
+    for kind in (NOTHING, *standing.kinds):
+        times = life.slow if kind in {"slow", "live update"} else life.fast or 3
+        results.downtimes.append(_downtime(standing, load, kind, times))
 
 
 def _downtime(standing: Stand, load: Load, kind: str, times: int) -> Downtime:
