@@ -170,7 +170,7 @@ def _plot_downtime(results: Results, path: Path) -> None:
     figure, axes = _axes("what stands in the daemon (nodes / connections / watches)", "longest wait, ms")
     loads = sorted({found.load for found in results.downtimes})
     places = {load: place for place, load in enumerate(loads)}
-    series = sorted({(found.daemon, found.kind) for found in results.downtimes})
+    series = sorted({(found.daemon, found.kind) for found in results.downtimes if found.waits})
     for daemon, kind in series:
         found = [d for d in results.downtimes if (d.daemon, d.kind) == (daemon, kind) and d.waits]
         found.sort(key=lambda d: places[d.load])

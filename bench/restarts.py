@@ -36,6 +36,7 @@ LEAD: Final = (0.02, 0.06)
 TAIL: Final = 0.08
 """Seconds of work after it: what a new process has to warm up is part of it."""
 LOOK: Final = 0.001
+ASK_AGAIN: Final = 1.0
 _IN_MOVED_TO: Final = 0x80
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -196,10 +197,14 @@ class Ours(Stand):
             said = self._control.control("restart", "slow")
             if said != "OK":
                 raise LoadFailed(f"restart slow is refused: {said}")
-        deadline = time.monotonic() + PATIENCE
+        asked = time.monotonic()
+        deadline = asked + PATIENCE
         while self.logic_pid() == logic or (kind == "slow" and self.state_pid() in {0, state}):
             if time.monotonic() > deadline:
                 raise LoadFailed(f"no new Logic within {PATIENCE:g} s ({kind})")
+            if kind == "planned" and time.monotonic() > asked + ASK_AGAIN:  # it was not ready for signals yet
+                asked = time.monotonic()
+                os.kill(state, signal.SIGUSR1)
             time.sleep(LOOK)
 
     def _moved(self) -> None:

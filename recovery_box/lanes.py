@@ -44,6 +44,7 @@ _OUT_IOV: Final = 18
 _DONE: Final = 20
 _OWNER: Final = 21
 _STAGE: Final = 22
+_LOOKED: Final = 23
 _IOV: Final = 2
 _IOV_COUNT: Final = 3
 _BYTES: Final = 7
@@ -86,6 +87,16 @@ def is_idle(box: Box, slot: int) -> bool:
 def owner_of(box: Box, slot: int) -> int:
     """For whom a slot was prepared."""
     return box.words[box.slot_word(slot) + _OWNER]
+
+
+def note_incomplete(box: Box, slot: int, fill: int) -> None:
+    """What is received up to stream position `fill` and not consumed is less than a request."""
+    box.words[box.slot_word(slot) + _LOOKED] = fill
+
+
+def is_incomplete(box: Box, slot: int, fill: int) -> bool:
+    """Whether `note_incomplete` was told of the same input: nothing has come since."""
+    return box.words[box.slot_word(slot) + _LOOKED] == fill
 
 
 def unfinished_slots(box: Box, count: int) -> list[int]:

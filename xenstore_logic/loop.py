@@ -26,7 +26,7 @@ from recovery_box.box import REGION_SIZE, W_ACTIVE, W_ASLEEP, W_BEAT, Box
 from recovery_box.custody import shut_down
 from recovery_box.items import Chunk, Connection
 from recovery_box.journal import Producer
-from recovery_box.lanes import M32, BestLane, is_idle, output_made
+from recovery_box.lanes import M32, BestLane, is_idle, is_incomplete, note_incomplete, output_made
 from xenstore_logic import domains
 from xenstore_logic.channels import Channel
 from xenstore_logic.core import Core, Performed
@@ -256,6 +256,20 @@ class Loop:
         """Channels with whole requests left over; whoever takes one serves it, or leaves it to the next Logic."""
         ready, self._ready = self._ready, {}
         return [channel for channel in ready if not channel.connection.closed]
+
+    def is_crowded(self, channel: Channel) -> bool:
+        """Whether a socket's peer must read before another request of it is served."""
+        return channel.lane.unsent > _CROWDED or bool(channel.connection.pending.chunks)
+
+    def note(self, channel: Channel) -> None:
+        """Remembers beyond this Logic that what a channel that was just worked off has left is less than a request."""
+        if not (channel.connection.closed or channel.waiting or (channel.ring is None and self.is_crowded(channel))):
+            note_incomplete(self._box, channel.connection.slot, channel.lane.fill)
+
+    def has_left_over(self, channel: Channel) -> bool:
+        """Whether something has been received that nobody has found to be less than a request; no byte of it is looked at."""
+        lane = channel.lane
+        return lane.fill != lane.head and not is_incomplete(self._box, channel.connection.slot, lane.fill)
 
     def punish(self, penalties: dict[int, float]) -> None:
         """Does not serve these connections (by id) until then (seconds of the monotonic clock)."""

@@ -42,7 +42,9 @@ class PinnedTurns:
         readable = loop.poll(BEAT_SECONDS)
         loop.flush()
         waiting = [*((channel, 0) for channel in loop.take_ready()), *readable, *((ring, 0) for ring in self._kicked)]
-        alone = [(c, mask) for c, mask in waiting if (c.bound or not self._guests_only) and self._has_something(c)]
+        alone = [
+            (c, mask) for c, mask in waiting if (c.bound or not self._guests_only) and self._has_something(c, mask)
+        ]
         for channel, mask in waiting:
             if self._guests_only and not channel.bound:
                 self._serve(channel, mask)
@@ -57,16 +59,22 @@ class PinnedTurns:
         self._words[W_PINNED] = channel.connection.id
         self._pin(channel.connection)
         self._serve(channel, mask)
+        loop.note(channel)
         self._synchronize()
         loop.flush()
         if rings is not None:
             rings.unmask_only(channel, [c for c, _ in alone if c in self._kicked])
         return True
 
-    def _has_something(self, channel: Channel) -> bool:
-        """Whether there is anything of this connection's to be looked at; a ring's guest also says that it has read."""
-        rings = self._loop.rings
-        return channel.ring is None or rings is None or rings.has_requests(channel)
+    def _has_something(self, channel: Channel, mask: int) -> bool:
+        """Whether there is anything of this connection's to be looked at; a ring's guest also says that it has read.
+
+        A Logic that served half a request alone, or somebody who does not read, would be followed at once by another one.
+        """
+        loop, rings = self._loop, self._loop.rings
+        if channel.ring is not None and rings is not None:
+            return rings.has_requests(channel)
+        return bool(mask) or (loop.has_left_over(channel) and not loop.is_crowded(channel))
 
     def _serve(self, channel: Channel, mask: int) -> None:
         if channel.connection.closed:

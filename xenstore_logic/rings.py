@@ -247,7 +247,7 @@ class Rings:
         lane, page = channel.ring, self._mapped(channel)
         if lane is None or page is None:
             return False
-        wants = lane.fill != lane.head or page.words[REQ_PROD] != lane.fill or page.wants_reconnection
+        wants = self._loop.has_left_over(channel) or page.words[REQ_PROD] != lane.fill or page.wants_reconnection
         if not wants:
             self._loop.mark(channel)
         return wants

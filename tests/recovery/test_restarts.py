@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.wire import Client, Op, WireError, strings
+from tests.conformance.wire import Client, Op, WireError, pack, strings
 from tests.oracle.daemons import OurDaemon, short_run_dir
 from xenstore_state.restarts import Policy
 
@@ -65,6 +65,20 @@ def test_per_request_each_connection_is_served_by_a_logic_of_its_own() -> None:
         assert [event.path for event in other.events_so_far()] == [b"/a"] * 20
         assert counts(one)["planned"] >= 20
         assert "took over" not in daemon.output(), "that would be a line for every request"
+
+
+def test_half_a_request_is_looked_at_once_and_served_when_it_is_whole() -> None:
+    """Else one Logic after another would serve it alone, and nobody whatever else comes of that connection."""
+    with running("--restart", "per-request") as daemon, Client(daemon.socket) as one, Client(daemon.socket) as other:
+        one.write("/a", b"value")
+        request = pack(Op.READ, b"/a\0")
+        one.send_raw(request[:-1])
+        wait_until(lambda: counts(other)["planned"] >= 5, "no restarts")
+        before = counts(other)["planned"]
+        time.sleep(0.5)
+        assert counts(other)["planned"] <= before + 3
+        one.send_raw(request[-1:])
+        assert one.receive().payload == b"value"
 
 
 def test_when_asked_by_command_or_by_signal() -> None:
