@@ -6,6 +6,9 @@
 # test-compiled  the conformance tests against the daemon with its hot modules compiled
 # model this daemon, its core, C xenstored and oxenstored against the reference model, for SECONDS
 # conformance  every conformance case against this daemon, C xenstored and oxenstored; writes docs/conformance-*
+# mutants broken daemons, each of which a test must catch: writes the table into docs/testing.md
+# fuzz  coverage-guided fuzzing of what clients, guests, a broken Logic and operators can send, each target for SECONDS
+# coverage  branch coverage of the four packages by all tests, every process of the daemon counted
 # lint  formatting, lint rules and types
 # bench this daemon, C xenstored and oxenstored side by side: a quarter of an hour; bench-quick: two minutes
 # bench-micro  parts of this daemon alone, and what a READ and a WRITE are made of
@@ -20,6 +23,7 @@ PY := $(VENV)/bin/python
 RUNNABLE := $(VENV)/.stamp
 STAMP := $(VENV)/.tools
 PLOTS := $(VENV)/.plots
+FUZZING := $(VENV)/.fuzz
 COMPILED := .venv-compiled
 COMPILED_STAMP := $(COMPILED)/.stamp
 SOURCES := $(wildcard protocol/*.py recovery_box/*.py xenstore_state/*.py xenstore_logic/*.py xenstored/*.py)
@@ -83,13 +87,29 @@ test-restarts: $(STAMP)
 test-compiled: $(STAMP) $(COMPILED_STAMP)
 	XOARSTORE_PYTHON=$(CURDIR)/$(COMPILED)/bin/python $(PY) -m pytest tests/conformance
 
-.PHONY: model
+$(FUZZING): $(STAMP)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	touch $@
+
+.PHONY: model mutants fuzz coverage
 SECONDS ?= 600
 model: $(STAMP)
 	$(PY) -m tests.model $(SECONDS)
 
 conformance: $(STAMP)
 	$(PY) -m tests.conformance --matrix docs
+
+mutants: $(STAMP)
+	$(PY) -m tests.mutants
+
+fuzz: $(FUZZING)
+	$(PY) -m tests.fuzz $(SECONDS)
+
+coverage: $(FUZZING)
+	$(PY) -m coverage erase
+	$(PY) -m coverage run -m pytest -q tests
+	$(PY) -m coverage combine -q
+	$(PY) -m coverage report --fail-under=95
 
 lint: $(STAMP)
 	$(PY) -m ruff format --check .

@@ -390,7 +390,9 @@ class Transaction(View):
     def forget(self, domid: int) -> None:
         """A domain is no more.  Permission lists that name it must not come to mean another one with its domid."""
         acls = [change.acl for change in self._changes.values()]
-        acls += [arguments[0] for operation, _, arguments, _, _ in self.log if operation == "set_perms"]
+        acls += [
+            arguments[0] for operation, _, arguments, error, _ in self.log if operation == "set_perms" and not error
+        ]
         self.stale = self.stale or any(names(acl, domid) for acl in acls)
 
     def commit(self, who: Subject) -> list[Fired]:

@@ -153,6 +153,16 @@ def _parser() -> argparse.ArgumentParser:
     return p
 
 
+_REPEATED: Final = frozenset({"trace_control", "quota", "quota_soft", "timeout"})
+
+
+def _refuse_dashes(given: argparse.Namespace) -> None:
+    """argparse takes a value that is just `--` for the end of options, and leaves a list where a text should be."""
+    for name, value in vars(given).items():
+        if name != "words" and any(isinstance(each, list) for each in (value if name in _REPEATED else [value])):
+            raise OptionError(f"--{name.replace('_', '-')}: -- is no value")
+
+
 _WITHOUT_EFFECT: Final = {
     "live_update": "-U: this daemon restarts its own parts and takes no state stream",
     "internal_db": "-I: the store is always in memory",
@@ -167,6 +177,7 @@ def parse(arguments: list[str], environment: dict[str, str]) -> Options:
     """Reads the command line and the environment.  Raises `OptionError`; `--help` prints and exits."""
     notes: list[str] = []
     given, unknown = _parser().parse_known_args(_as_getopt_reads(arguments, notes))
+    _refuse_dashes(given)
     words = [w for w in (*given.words, *unknown) if not w.startswith("-")]
     if words:
         raise OptionError(f"{words[0]}: no such argument")

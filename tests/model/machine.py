@@ -29,6 +29,7 @@ PATHS = st.sampled_from(
 ANY_PATHS = st.one_of(
     PATHS, PATHS, PATHS, st.sampled_from([b"@introduceDomain", b"@releaseDomain", b"@foo", b"", b"//", b"/a/", b"/a.b"])
 )
+WATCHED = st.one_of(PATHS, st.sampled_from([b"/", b"/", b"@introduceDomain", b"@releaseDomain", b"@releaseDomain/5"]))
 VALUES = st.sampled_from([b"", b"v", b"w", b"x\0y\0"])
 TOKENS = st.sampled_from([b"", b"t", b"u"])
 ENTRIES = st.one_of(
@@ -91,11 +92,23 @@ class StoreMachine(RuleBasedStateMachine):
         """Whether the store under test may differ like this."""
         return False
 
-    @initialize()
     def begin(self) -> None:
         """A toolstack, the guests, and a second socket."""
         self.all = self.begin_with()
         self.second = self.all.connect()
+
+    @initialize(
+        watched=st.lists(st.tuples(WHO, WATCHED, TOKENS), max_size=8),
+        opened=st.lists(st.tuples(PATHS, GOOD_LISTS), max_size=4),
+    )
+    def furnish(self, watched: list[tuple[int, bytes, bytes]], opened: list[tuple[bytes, list[bytes]]]) -> None:
+        """Watches, and nodes that guests may do something with."""
+        self.begin()
+        for path, entries in opened:
+            self.ask(self.all.toolstack, nodes.WRITE, 0, path + b"\0")
+            self.open_up(0, path, entries)
+        for who, path, token in watched:
+            self.watch(who, path, token, None)
 
     def teardown(self) -> None:
         if hasattr(self, "all"):

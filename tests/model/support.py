@@ -10,8 +10,8 @@ from typing import Final
 from hypothesis import HealthCheck, Phase, settings
 
 FACTOR: Final = float(os.environ.get("XOARSTORE_EXAMPLES", "1"))
-
-
+SHRINK: Final = os.environ.get("XOARSTORE_SHRINK", "1") != "0"
+"""Whether a failing example is made smaller, and remembered: not wanted where all that counts is that one fails."""
 PHASES: Final = (Phase.explicit, Phase.reuse, Phase.generate)
 
 
@@ -24,6 +24,7 @@ def examples(count: int, *, steps: int = 30, shrink: bool = True) -> settings:
         max_examples=max(1, int(count * FACTOR)),
         stateful_step_count=steps,
         deadline=None,
-        phases=(*PHASES, Phase.shrink) if shrink else PHASES,
+        database=settings().database if SHRINK else None,
+        phases=(*PHASES, Phase.shrink) if shrink and SHRINK else PHASES,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
     )

@@ -274,3 +274,9 @@ def test_errors_name_what_was_wrong() -> None:
     for words, named in ((("-E", "many"), "many"), (("-Q", "bogus=1"), "bogus"), (("word",), "word")):
         with pytest.raises(OptionError, match=named):
             given_words(*words)
+
+
+@pytest.mark.parametrize("words", [["-Q--"], ["--quota=--"], ["-F--"], ["-w--"], ["--restart=--"]])
+def test_two_dashes_are_no_value(words: list[str]) -> None:
+    with pytest.raises(OptionError, match="-- is no value"):
+        parse(words, {})

@@ -44,6 +44,7 @@ class World:
         for watcher, path, token, depth in (
             (TOOLSTACK, b"/", b"all", b""),
             (OTHER, b"/w/x/y", b"exact", b""),
+            (OTHER, b"/w/x/y/v", b"exact", b""),
             (OTHER, b"/w", b"depth", b"1\0"),
             (FIVE, b"/w", b"five", b""),
             (SIX, b"/w/x", b"six", b""),
@@ -85,6 +86,14 @@ def test_a_removal_repeated_needs_what_the_second_one_needs() -> None:
     assert [world.inside(0, RM, b"/w/x/y") for _ in range(2)] == [b"OK\0", b"OK\0"]
     world.do(SET_PERMS, b"/w/x", b"n0\0")
     assert world.commit(0) == "EAGAIN"
+
+
+def test_what_was_refused_gives_nothing_to_a_domain_that_ends() -> None:
+    world = World((TOOLSTACK, OTHER))
+    world.start(0)
+    assert world.inside(0, SET_PERMS, b"/nowhere", b"n5\0") == "ENOENT"
+    world.all.destroy(5)
+    assert world.commit(0) == b"OK\0"
 
 
 @examples(400)
