@@ -51,7 +51,7 @@ $(STAMP): $(RUNNABLE)
 	touch $@
 
 $(PLOTS): $(STAMP)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(PY) $(PIP_INSTALL) -e '.[bench]'
 	touch $@
 
 # The daemon as it is fastest: hot modules compiled by mypyc.  Only what is measured and what is installed on a host needs it.
@@ -126,8 +126,10 @@ bench: $(PLOTS) $(COMPILED_STAMP)
 bench-quick: $(PLOTS) $(COMPILED_STAMP)
 	$(PY) -m bench --quick $(BENCH)
 
-bench-micro: $(PLOTS)
-	$(PY) -m bench.micro $(BENCH)
+# In the environment whose build is measured, so that it is the one that bench measures.
+bench-micro: $(COMPILED_STAMP)
+	$(COMPILED)/bin/python $(PIP_INSTALL) pyperf
+	$(COMPILED)/bin/python -P bench/launch.py bench.micro $(BENCH)
 
 bench-restart: $(PLOTS) $(COMPILED_STAMP)
 	$(PY) -m bench.restart $(BENCH)

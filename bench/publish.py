@@ -1,8 +1,8 @@
 """Writes the figures of the last complete run into docs/performance.md.
 
-For: `make bench`, `make bench-micro` (at their end), `python -m bench.publish`.
-Guarantees: what stands between a pair of markers (`<!-- NAME -->`, `<!-- /NAME -->`) is made from bench/results/latest.json and
-bench/BUDGET.md alone; everything else in the document stays as it is.
+For: `make bench`, `make bench-micro`, `python -m bench.counting --update` (at their end), `python -m bench.publish`.
+Guarantees: what stands between a pair of markers (`<!-- NAME -->`, `<!-- /NAME -->`) is made from bench/results/latest.json,
+bench/BUDGET.md and bench/counting/stored.json alone; everything else in the document stays as it is.
 Does not know: how anything was measured or judged.
 """
 
@@ -23,6 +23,7 @@ from tests.oracle.build import ROOT
 DOCUMENT = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "bench" / "results"
 BUDGET = ROOT / "bench" / "BUDGET.md"
+COUNTS = ROOT / "bench" / "counting" / "stored.json"
 
 
 def lines_from(document: Mapping[str, Any]) -> list[Line]:
@@ -48,7 +49,7 @@ def _cell(stored: Mapping[str, Any]) -> Cell:
     return Cell(**fields)
 
 
-def blocks(document: Mapping[str, Any], budget: str) -> dict[str, str]:
+def blocks(document: Mapping[str, Any], budget: str, counted: Mapping[str, Any]) -> dict[str, str]:
     """What stands between each pair of markers."""
     lines, daemons = lines_from(document), document["daemons"]
     return {
@@ -61,6 +62,7 @@ def blocks(document: Mapping[str, Any], budget: str) -> dict[str, str]:
         "tails": tail_table(lines, daemons),
         "notes": notes(lines, document["unavailable"], document["set_ups"]),
         "budget": _budget(budget),
+        "counts": _counts(counted),
     }
 
 
@@ -114,6 +116,16 @@ def _tables(lines: Sequence[Line], daemons: Sequence[str]) -> str:
     return "\n\n".join(parts)
 
 
+def _counts(counted: Mapping[str, Any]) -> str:
+    """Instructions by section and build."""
+    builds = counted["instructions"]
+    names = list(dict.fromkeys(name for counts in builds.values() for name in counts))
+    rows = [["instructions", *builds], ["---"] * (len(builds) + 1)]
+    for name in names:
+        rows.append([name, *(f"{counts[name]:,.0f}" if name in counts else "-" for counts in builds.values())])
+    return aligned(rows)
+
+
 def _budget(text: str) -> str:
     """The budget without its title and its list of parts, one level deeper."""
     body = text.partition("\n")[2].partition(PARTS_TITLE)[0]
@@ -135,7 +147,7 @@ def published(text: str) -> str:
     """The document as it should be."""
     document = json.loads((RESULTS / "latest.json").read_text())
     budget = BUDGET.read_text() if BUDGET.exists() else ""
-    return filled(text, blocks(document, budget))
+    return filled(text, blocks(document, budget, json.loads(COUNTS.read_text())))
 
 
 def publish() -> str:

@@ -13,6 +13,7 @@ from bench.counting import bytecodes, instructions, stored
 from bench.counting.instructions import CannotCount
 from bench.counting.stored import Counts, NothingStored
 from bench.interpreter import Build, build_of
+from bench.publish import publish
 
 
 def _counted() -> dict[str, Counts]:
@@ -26,15 +27,19 @@ def _counted() -> dict[str, Counts]:
 
 def _show(kind: str, build: Build, counts: Counts) -> int:
     print(f"\n{kind}: {stored.key_of(kind, build)}")
+    was: Counts = {}
+    nothing = None
     try:
         was = stored.stored(kind, build)
     except NothingStored as error:
-        print(error)
-        return 2
+        nothing = str(error)
     for name, count in counts.items():
         before = was.get(name)
-        share = f"{count / before - 1:+8.1%}" if before else "     new"
+        share = f"{count / before - 1:+8.1%}" if before else ""
         print(f"  {name:30} {count:12,.0f} {share}")
+    if nothing is not None:
+        print(nothing)
+        return 2
     comparison = stored.compare(was, counts)
     for difference in comparison.worse:
         print(f"  MORE: {difference}")
@@ -56,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if update:
             stored.store(kind, build, found)
         statuses.append(_show(kind, build, found))
+    if update:
+        print(publish())
     return 1 if 1 in statuses else max(statuses)
 
 

@@ -22,6 +22,7 @@ from typing import Final
 from bench.counting.workload import sections
 from tests.oracle.build import ROOT, Helper, compiled
 
+LAUNCH: Final = ROOT / "bench" / "launch.py"
 TIMES: Final = 10
 LIMIT_SECONDS: Final = 300
 HELPER: Final = Helper(
@@ -47,8 +48,13 @@ def missing() -> str | None:
     return HELPER.missing() if HELPER.stale() else None
 
 
-def count_all(python: Path | str = sys.executable, program: Sequence[str] = ("-m", __name__)) -> dict[str, float]:
-    """Instructions of every section, once through it. Raises CannotCount."""
+def itself() -> tuple[str, ...]:
+    """Arguments by which this interpreter runs this module with the build that it runs now."""
+    return ("-P", str(LAUNCH), __name__) if sys.flags.safe_path else ("-m", __name__)
+
+
+def count_all(program: Sequence[str] | None = None) -> dict[str, float]:
+    """Instructions of every section, once through it; `program` does the work in place of this module. Raises CannotCount."""
     reason = missing()
     if reason is not None:
         raise CannotCount(reason)
@@ -59,8 +65,8 @@ def count_all(python: Path | str = sys.executable, program: Sequence[str] = ("-m
             "--tool=callgrind",
             "--instr-atstart=no",
             f"--callgrind-out-file={folder}/out",
-            str(python),
-            *program,
+            sys.executable,
+            *(program or itself()),
             str(library),
         ]
         # The same addresses and the same order of hashed things in every run.
