@@ -35,7 +35,8 @@ METHOD = """\
 Made by `make bench-micro`; no figure is typed. All are microseconds.
 
 - The round trip, and the CPU time that the load client, Logic and State spend on one, are measured on a running daemon: the load
-  client sends one request after the other, client and Logic on one core, State on another; medians of {rounds} rounds of means.
+  client sends one request after the other, client and Logic on one core, State on another. The round trip is the median, CPU times
+  are means; medians of {rounds} rounds.
 - The stages are micro-benchmarks (pyperf, medians over {processes} processes) of the very functions, in one process with a socket
   pair, each in the state in which the daemon calls it; what the harness costs is subtracted.
 - *The loop itself* is a whole turn of the loop, measured in the same way, without the stages inside of it.
@@ -107,7 +108,7 @@ def _trip(client: LoadClient, daemon: OurDaemon, kind: str) -> Trip:
             client.command(f"pids {pid}", DEADLINE)
             by_process.append(client.command(f"socket {kind} {SECONDS}", DEADLINE))
         logic, state = by_process
-        figures = (logic["mean_us"], logic["client_us"], logic["cpu_us"], state["cpu_us"])
+        figures = (logic["us"], logic["client_us"], logic["cpu_us"], state["cpu_us"])
         trips.append(Trip(*map(float, figures)))
     return Trip(*(median(values) for values in zip(*trips, strict=True)))
 
