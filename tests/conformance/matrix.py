@@ -49,7 +49,12 @@ def markdown(results: Results) -> str:
     lines = [f"# {TITLE}", "", "Written by `make conformance`; `docs/conformance.md` says how.", ""]
     lines += [f"- `{verdict.value}` {meaning}" for verdict, meaning in LEGEND.items()]
     for name, rows in _by_file(results):
-        lines += ["", f"## {name}", "", "| case | " + " | ".join(results) + " | differs because of |"]
+        lines += [
+            "",
+            f"## [{name}](../tests/conformance/cases/{name}.txt)",
+            "",
+            "| case | " + " | ".join(results) + " | differs because of |",
+        ]
         lines.append("|---|" + "---|" * (len(results) + 1))
         for row in rows:
             marks = " | ".join(f"`{result.verdict.value}`" for result in row)
@@ -61,7 +66,7 @@ def page(results: Results) -> str:
     """The whole matrix as HTML; a case's text opens below its name."""
     out = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{TITLE}</title><style>",
-        "body{font:14px/1.4 sans-serif;margin:2em auto;max-width:70em}pre{overflow:auto;background:#f4f4f4;padding:.6em}",
+        "body{font:14px/1.4 sans-serif;margin:2em auto;max-width:70em}",
         "table{border-collapse:collapse;width:100%}",
         "td,th{border:1px solid #ccc;padding:.2em .5em;text-align:left;vertical-align:top}",
         ".same{background:#dfd}.known{background:#ffd}.wrong{background:#fbb}.died{background:#f88}.skipped{background:#eee}",
@@ -73,13 +78,13 @@ def page(results: Results) -> str:
         "</ul>",
     ]
     for name, rows in _by_file(results):
-        out.append(f"<h2>{html.escape(name)}</h2><table><tr><th>case")
+        file = html.escape(f"../tests/conformance/cases/{name}.txt", quote=True)
+        out.append(f'<h2><a href="{file}">{html.escape(name)}</a></h2><table><tr><th>case')
         out += [f"<th>{html.escape(daemon)}" for daemon in results]
         out.append("<th>differs because of")
         for row in rows:
-            text = "\n".join(line for step in row[0].case.steps for line in write_step(step))
-            out.append(f"<tr><td><details><summary>{html.escape(row[0].case.name)}</summary>")
-            out.append(f"<pre>{html.escape(text)}</pre></details>")
+            about = html.escape(" ".join(row[0].case.about), quote=True)
+            out.append(f'<tr><td title="{about}">{html.escape(row[0].case.name)}')
             out += [f"<td class={result.verdict.name.lower()}>{html.escape(result.verdict.value)}" for result in row]
             out.append(f"<td>{html.escape(', '.join(_reasons(row)))}")
         out.append("</table>")

@@ -80,11 +80,12 @@ def record_difference(daemon: UnderTest, case: Case, *, over: bool) -> None:
             others += (Other(label, said.reason or UNEXPLAINED, _with_names(got, daemon.kind)),)
         case.steps[number] = replace(step, others=others)
     if not daemon.serves():
-        daemon.begin_anew()
         last = case.steps[len(answers) - 1 if len(answers) == len(case.steps) else len(answers)]
         others = tuple(other for other in last.others if other.label != label)
         others += (Other(label, UNEXPLAINED, {last.actor: [DIES]}),)
         case.steps[case.steps.index(last)] = replace(last, others=others)
+    if case.alone or not daemon.serves():
+        daemon.begin_anew()
 
 
 def _play(daemon: UnderTest, case: Case) -> list[Answer]:
@@ -99,8 +100,6 @@ def _play(daemon: UnderTest, case: Case) -> list[Answer]:
             answers.append(played.got)
     except (OSError, Closed, AssertionError) as error:
         print(f"{case.name}: ended after {len(answers)} steps: {error}", file=sys.stderr)
-    if case.alone:
-        daemon.begin_anew()
     return answers
 
 

@@ -82,7 +82,7 @@ class Stage:
         if name in self.actors:
             actor = self.actors.pop(name)
             if name == "dom0-ring":  # the ring stays, and what was watched through it
-                actor.client.outcome(Op.RESET_WATCHES)
+                actor.client.reply(actor.client.send(Op.RESET_WATCHES, req_id=BARRIER - 1))
             actor.close()
 
     def create(self, name: str) -> None:

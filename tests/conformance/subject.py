@@ -65,8 +65,11 @@ class UnderTest:
     def wants_to_be_fresh(self, case: Case) -> bool:
         """Whether the case should find a daemon that nobody has talked to.
 
-        oxenstored does not serve a domain whose number it has introduced before until its second event.
+        C 4.17 takes what is no number for domain 0, so that a malformed INTRODUCE of another case moves domain 0's ring
+        to another port.  On the simulated Xen, oxenstored does not hear a domain whose number it has introduced before.
         """
+        if self.kind == "c" and "dom0-ring" in case.actors():
+            return True
         return case.alone or (self.kind == "oxenstored" and case.needs_rings())
 
     def begin_anew(self) -> None:

@@ -143,6 +143,15 @@ def test_half_a_message_from_before_an_introduction_is_forgotten(guest: MakeGues
     assert client.directory(home_of(one)) == []
 
 
+def test_an_introduction_may_change_the_port(guest: MakeGuest, client: Client, xen: SimulatedXen) -> None:
+    """domain.c:do_introduce"""
+    one = guest()
+    assert is_served(one)
+    with Guest(xen, one.domid, 9) as moved:
+        introduce(client, moved)
+        assert is_served(moved)
+
+
 def test_domain_0s_ring_can_be_introduced_again(dom0_ring: Guest, client: Client, node: str) -> None:
     """domain.c:do_introduce"""
     dom0_ring.watch(node, "t")

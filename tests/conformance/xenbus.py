@@ -18,9 +18,10 @@ DEVICES = (Path("/dev/xen/xenbus"), Path("/proc/xen/xenbus"))
 class XenbusClient(Client):
     """One opening of the device; everything a `Client` offers."""
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, fd: int | None = None) -> None:
+        """Opens the device, or takes a descriptor that is open already."""
         self._begin()
-        self._fd = os.open(path or next(path for path in DEVICES if path.exists()), os.O_RDWR | os.O_CLOEXEC)
+        self._fd = os.open(_device(), os.O_RDWR | os.O_CLOEXEC) if fd is None else fd
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -41,3 +42,10 @@ class XenbusClient(Client):
         if not data:
             raise Closed("end of the device")
         return data
+
+
+def _device() -> Path:
+    for path in DEVICES:
+        if path.exists():
+            return path
+    raise FileNotFoundError(f"no {DEVICES[0]}: this is no domain 0 of a Xen")
