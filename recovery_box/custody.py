@@ -41,15 +41,22 @@ def first_number(limit: int) -> int:
     return min(64, limit // 2)
 
 
-def reserve_low_numbers(first: int) -> None:
+def reserve_low_numbers(first: int) -> int:
     """In the keeper: takes every free number below `first`, so that accepted connections get `first` and above.
 
-    Accepting then gives a connection its final number, and fails without taking one when none is left.
+    Accepting then gives a connection its final number, and fails without taking one when none is left.  Returns the lowest
+    number from which on all are only reserved: whatever the keeper opens later does not come to lie there.
     """
+    lowest = first
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    before = null - 1
     while null < first:
+        if null != before + 1 or lowest == first:
+            lowest = null
+        before = null
         null = os.dup(null)
     os.close(null)
+    return lowest if before == first - 1 else first
 
 
 def settle(fd: int, first: int) -> int:
@@ -63,15 +70,9 @@ def settle(fd: int, first: int) -> int:
     return number
 
 
-def release_low_numbers(first: int) -> None:
-    """In a fresh worker: frees the numbers that the keeper only kept occupied, for the worker's own use."""
-    null = os.stat(os.devnull).st_rdev
-    for number in range(3, first):
-        try:
-            if os.fstat(number).st_rdev == null:
-                os.close(number)
-        except OSError:
-            pass
+def release_low_numbers(lowest: int, first: int) -> None:
+    """In a fresh worker: frees the numbers from `lowest` on that the keeper only kept occupied, for the worker's own use."""
+    os.closerange(lowest, first)
 
 
 def shut_down(fd: int) -> None:

@@ -133,7 +133,7 @@ class Keeper:
         self.box = box
         self._run_logic = run_logic
         self._logic_pid_file = logic_pid_file
-        self._first_number = custody.first_number(descriptors)
+        self._first_number = self._reserved_from = custody.first_number(descriptors)
         self._consumer = Consumer(box)
         self._made: dict[int, int] = {}
         self._applier = Applier(self.store, self._output_made)
@@ -207,7 +207,7 @@ class Keeper:
         self._fork()
         self._tell_all()
         ready()
-        custody.reserve_low_numbers(self._first_number)
+        self._reserved_from = custody.reserve_low_numbers(self._first_number)
         quiet = 0
         while not self._stopping:
             quiet = 0 if self._drain(DRAIN_RECORDS) else quiet + 1
@@ -382,7 +382,7 @@ class Keeper:
             self._reception.close_in_logic()
             self._signals_read.close()
             self._signals_write.close()
-            custody.release_low_numbers(self._first_number)
+            custody.release_low_numbers(self._reserved_from, self._first_number)
             self._reception.handover.in_worker()
             self._line.in_worker()
             status = self._run_logic(inheritance)

@@ -117,10 +117,15 @@ def test_what_the_keeper_accepts_lies_at_the_first_number_and_above() -> None:
 def test_the_numbers_below_are_free_again_in_a_worker_and_nothing_else_is_closed() -> None:
     def run() -> None:
         reader, writer = os.pipe()
-        reserve_low_numbers(FIRST)
+        hole = os.dup(reader)
+        beyond = os.dup(writer)
+        os.close(hole)
+        lowest = reserve_low_numbers(FIRST)
+        assert beyond < lowest < FIRST
         connection = os.dup(writer)
         assert connection >= FIRST
-        release_low_numbers(FIRST)
+        release_low_numbers(lowest, FIRST)
+        os.fstat(beyond)
         low = os.dup(reader)
         assert low < FIRST
         os.write(connection, b"still there")
