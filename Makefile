@@ -4,6 +4,7 @@
 # torture  fifty clients work while everything is killed, TORTURE_SECONDS long; see python -m tests.torture --help
 # test-restarts  conformance, clients and guests while Logic is restarted every 50 ms, and for every request
 # test-compiled  the conformance tests against the daemon with its hot modules compiled
+# test-optimized  tests of the running daemon, without any assertion in it (python -O)
 # model this daemon, its core, C xenstored and oxenstored against the reference model, for SECONDS
 # conformance  every conformance case against this daemon, C xenstored and oxenstored; writes docs/conformance-*
 # mutants broken daemons, each of which a test must catch: writes the table into docs/testing.md
@@ -91,7 +92,10 @@ $(FUZZING): $(STAMP)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
 	touch $@
 
-.PHONY: model mutants fuzz coverage
+.PHONY: test-optimized model mutants fuzz coverage
+test-optimized: $(STAMP)
+	XOARSTORE_OPTIMIZE=1 $(PY) -m pytest tests/conformance tests/recovery tests/model
+
 SECONDS ?= 600
 model: $(STAMP)
 	$(PY) -m tests.model $(SECONDS)

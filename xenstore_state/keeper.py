@@ -53,6 +53,8 @@ WATCHDOG: Final = 2.0
 NODES_FOR_ANOTHER: Final = 250_000
 """With so many nodes Logic gets the same time once more: one request may remove them all."""
 FORK_AGAIN: Final = 0.1
+NO_MEMORY: Final = 20
+"""Exit status of a Logic that could get no more; none of `Planned`."""
 DUMP_SECONDS: Final = 3.0
 """How long a Logic may take to write down the tree it had, when that was not State's."""
 _SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1})
@@ -388,6 +390,8 @@ class Keeper:
             status = self._run_logic(inheritance)
         except EOFError:
             pass  # State is dead, and this Logic will be in a moment
+        except MemoryError:
+            status = NO_MEMORY  # even to say so takes memory: State does
         except BaseException:
             log.exception("Logic fails")
         finally:
@@ -426,7 +430,7 @@ class Keeper:
             return Death("was told to end", "killed")
         if status in REASONS:
             return Death(f"retired, {REASONS[Planned(status)]}", "planned")
-        return Death(f"ended with status {status}", "failed")
+        return Death("ran out of memory" if status == NO_MEMORY else f"ended with status {status}", "failed")
 
     def _bury(self) -> None:
         """Logic is dead: takes what it published, draws the consequences, and starts the next one."""

@@ -1,13 +1,15 @@
 """Daemons that run against the reference model (`machine` says what is done)."""
 
+from pathlib import Path
 from typing import cast
 
+import pytest
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from tests.model.machine import StoreMachine
 from tests.model.running import Running
 from tests.model.support import examples
-from tests.oracle.daemons import Daemon, OurDaemon, short_run_dir
+from tests.oracle.daemons import OPTIMIZE, Daemon, OurDaemon, short_run_dir
 from tests.recovery.logic import kill_logic
 
 
@@ -50,3 +52,12 @@ def play(machine: type[RunningMachine], daemon: Daemon, count: int, *, shrink: b
 def test_this_projects_daemon_is_as_the_model_says() -> None:
     with short_run_dir() as run_dir, OurDaemon(run_dir) as daemon:
         play(OurMachine, daemon, 15)
+
+
+def test_without_assertions_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under `python -O`: nothing that the daemon must check is an assertion."""
+    monkeypatch.setenv(OPTIMIZE, "1")
+    with short_run_dir() as run_dir, OurDaemon(run_dir) as daemon:
+        environment = Path(f"/proc/{daemon.serving_pid()}/environ").read_bytes().split(b"\0")
+        assert b"PYTHONOPTIMIZE=1" in environment
+        play(OurMachine, daemon, 5)

@@ -1,6 +1,6 @@
 """`python -m tests.mutants [NAME...]`: breaks the daemon in each way, runs the tests, and writes which one caught it.
 
-The table goes to standard output and, when all mutations were tried, into docs/testing.md.  Ends with status 1 if one was
+The table goes to standard output and into docs/testing.md.  Ends with status 1 if one was
 not caught.  Each is tried with the tests named beside it; hypothesis begins with another seed every time, so that a
 mutation that is only sometimes caught shows itself sooner or later.
 """
@@ -41,30 +41,35 @@ def catch(mutation: Mutation) -> str:
 
 def row(mutation: Mutation, caught: str) -> str:
     """A line of the table."""
-    return f"| {mutation.what} | `{mutation.module}` | `{caught.removeprefix('tests/')}` |"
+    return f"{beginning(mutation)} `{caught.removeprefix('tests/')}` |"
 
 
-def write(rows: list[str]) -> None:
-    """Into the documentation."""
-    text = DOC.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    head = ["| mutation | in | caught by |", "|---|---|---|"]
-    DOC.write_text(before + BEGIN + "\n".join([*head, *rows]) + "\n" + END + after)
+def beginning(mutation: Mutation) -> str:
+    """Of its line: what is known before anything was tried."""
+    return f"| {mutation.what} | `{mutation.module}` |"
+
+
+def write(caught: dict[str, str]) -> None:
+    """Into the documentation; what was not tried now stays as it was."""
+    before, _, rest = DOC.read_text().partition(BEGIN)
+    table, _, after = rest.partition(END)
+    rows = ["| mutation | in | caught by |", "|---|---|---|"]
+    for mutation in MUTATIONS:
+        known = [line for line in table.splitlines() if line.startswith(beginning(mutation))]
+        rows += [row(mutation, caught[mutation.name])] if mutation.name in caught else known
+    DOC.write_text(before + BEGIN + "\n".join(rows) + "\n" + END + after)
 
 
 def main() -> int:
     """All, or those named."""
-    chosen = [m for m in MUTATIONS if not sys.argv[1:] or m.name in sys.argv[1:]]
-    rows, escaped = [], 0
-    for mutation in chosen:
-        caught = catch(mutation)
-        escaped += caught == NOT_CAUGHT
-        rows.append(row(mutation, caught))
-        print(f"{mutation.name:28} {caught}", flush=True)
-    if len(chosen) == len(MUTATIONS):
-        write(rows)
-    print(f"{len(chosen) - escaped} of {len(chosen)} broken daemons were caught")
+    caught: dict[str, str] = {}
+    for mutation in MUTATIONS:
+        if not sys.argv[1:] or mutation.name in sys.argv[1:]:
+            caught[mutation.name] = catch(mutation)
+            print(f"{mutation.name:28} {caught[mutation.name]}", flush=True)
+    write(caught)
+    escaped = list(caught.values()).count(NOT_CAUGHT)
+    print(f"{len(caught) - escaped} of {len(caught)} broken daemons were caught")
     return 1 if escaped else 0
 
 

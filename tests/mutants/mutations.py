@@ -9,9 +9,11 @@ from typing import Final, NamedTuple
 USUAL: Final = (
     "tests/model/test_model.py",
     "tests/unit/test_transactions.py",
+    "tests/unit/test_access.py",
     "tests/unit/test_core.py",
     "tests/unit/test_quotas.py",
     "tests/unit/test_domains.py",
+    "tests/conformance/test_edge_watches.py",
 )
 
 

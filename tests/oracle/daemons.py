@@ -35,6 +35,8 @@ SOCKET_PATH_LIMIT = 108
 LONGEST_SOCKET_NAME = "/xen/g65535.4294967295.sock"
 LEFTOVER_SECONDS = 1.0
 LOGIC_PID_SECONDS = 2.0
+OPTIMIZE = "XOARSTORE_OPTIMIZE"
+"""Set for this project's daemon to run under `python -O`: without any assertion."""
 PYTHON = "XOARSTORE_PYTHON"
 """Names another interpreter to run this project's daemon: one of an environment of its own, with a build of its own."""
 RESTART_POLICY = os.environ.get("XOARSTORE_RESTART", "")
@@ -232,7 +234,8 @@ class OurDaemon(Daemon):
         return [*python, "-m", "xenstored", "-N", *where, *restart]
 
     def own_env(self) -> dict[str, str]:
-        return {"XENSTORED_RUNDIR": str(self.run_dir)}
+        optimized = {"PYTHONOPTIMIZE": "1"} if os.environ.get(OPTIMIZE) else {}
+        return {"XENSTORED_RUNDIR": str(self.run_dir), **optimized}
 
     def logic_pid(self) -> int:
         """The running Logic. Raises DaemonError if RUN/logic.pid names none."""
