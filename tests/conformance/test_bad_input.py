@@ -38,14 +38,14 @@ def is_served(client: Client) -> bool:
 def unharmed(daemon: UnderTest) -> Iterator[None]:
     """The daemon goes on as if nothing had happened."""
     process = daemon.process
-    before = process.pids()[:2] if process else []
+    before = process.lasting_pids() if process else []
     said = len(process.output()) if process else 0
     yield
     with Client(daemon.socket) as client:
         assert is_served(client)
     if process:
         assert "Traceback" not in process.output()[said:]
-        assert process.pids()[:2] == before, "a process died and was replaced"
+        assert process.lasting_pids() == before, "a process died and was replaced"
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_a_client_that_connects_and_leaves_costs_nothing(process: Daemon) -> Non
     """posix.c:accept_connection"""
     with Client(process.socket) as client:
         assert is_served(client)
-        before = highest_descriptor(process.pids())
+        before = highest_descriptor(process.lasting_pids())
         for _ in range(300):
             connect(process.socket).close()
         assert is_served(client)
@@ -121,7 +121,7 @@ def test_a_client_that_connects_and_leaves_costs_nothing(process: Daemon) -> Non
             with Client(process.socket) as one:
                 assert is_served(one)
         deadline = time.monotonic() + PATIENCE  # all three hundred may have been open at once
-        while highest_descriptor(process.pids()) > before + 40:
+        while highest_descriptor(process.lasting_pids()) > before + 40:
             assert time.monotonic() < deadline
             with Client(process.socket) as one:
                 assert is_served(one)
@@ -160,7 +160,7 @@ def test_a_client_that_floods_and_never_reads_is_no_longer_read_and_loses_nothin
     process, client, other = untouched
     other.write("/big", b"v" * 4000)
     request = pack(Op.READ, b"/big\0", req_id=1)
-    pids = process.pids()
+    pids = process.lasting_pids()
     before = anonymous_bytes(pids)
     sent = flood(client, request, 10_000)
     started = time.monotonic()
@@ -176,7 +176,7 @@ def test_a_client_that_floods_and_never_reads_is_no_longer_read_and_loses_nothin
         reply = client.receive()
         assert (reply.op, len(reply.payload)) == (Op.READ, 4000)
     assert is_served(client)
-    assert process.pids()[:2] == pids[:2]
+    assert process.lasting_pids() == pids
 
 
 def test_events_that_nobody_takes_are_bounded(untouched: tuple[Daemon, Client, Client]) -> None:
@@ -184,7 +184,7 @@ def test_events_that_nobody_takes_are_bounded(untouched: tuple[Daemon, Client, C
     process, client, other = untouched
     other.mkdir("/n")
     client.watch("/n", "T" * 3900)
-    pids = process.pids()
+    pids = process.lasting_pids()
     before = anonymous_bytes(pids)
     for i in range(200):
         paths = [strings(f"/n/{i}-{j}") for j in range(50)]
@@ -197,7 +197,7 @@ def test_events_that_nobody_takes_are_bounded(untouched: tuple[Daemon, Client, C
         assert client.events, "what fitted was delivered"
     except Closed:
         pass  # giving such a client up is as good as keeping it: it can see that it has missed something
-    assert process.pids()[:2] == pids[:2]
+    assert process.lasting_pids() == pids
 
 
 def test_many_clients_that_do_not_read_keep_nobody_waiting(
@@ -239,7 +239,7 @@ def test_random_bytes_do_no_harm(process: Daemon, other: Client) -> None:
     seed = int.from_bytes(os.urandom(4), "little")
     print(f"seed {seed}")
     rng = random.Random(seed)
-    pids = process.pids()[:2]
+    pids = process.lasting_pids()
     socks: list[socket.socket] = []
     before = 0
     until, warm = time.monotonic() + RANDOM_SECONDS, time.monotonic() + RANDOM_SECONDS / 5
@@ -298,8 +298,8 @@ def test_without_descriptors_accepting_pauses_and_goes_on_when_clients_leave() -
         first = stack.enter_context(Client(process.socket))
         assert is_served(first)
         said = len(process.output())
-        limit = highest_descriptor(process.pids()) + 1 + SPARE
-        for pid in process.pids():
+        limit = highest_descriptor(process.lasting_pids()) + 1 + SPARE
+        for pid in process.lasting_pids():
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, limit))
 
         clients: list[Client] = []
@@ -319,7 +319,7 @@ def test_without_descriptors_accepting_pauses_and_goes_on_when_clients_leave() -
         assert served, "nobody was accepted"
         assert waiting, "the limit was not reached"
         assert is_served(first)
-        assert cpu_share(process.pids()) < IDLE, "spins for want of descriptors"
+        assert cpu_share(process.lasting_pids()) < IDLE, "spins for want of descriptors"
         assert "descriptor" in process.output()[said:].lower()
 
         for one in served:

@@ -8,15 +8,22 @@ from tests.conformance.report import failure
 from tests.conformance.subject import UnderTest
 from tests.conformance.transcript import Case, load
 from tests.conformance.verdict import play_case
-from tests.oracle.daemons import Daemon
+from tests.oracle.daemons import RESTART_POLICY, Daemon
 
 CASES = load()
 TOGETHER = [case for case in CASES if not case.alone]
 ALONE = [case for case in CASES if case.alone]
+NOT_WHILE_RESTARTING = {
+    "dom-lifecycle": "the next Logic looks at all domains, so one resumed in name only is announced again at once",
+    "quota-outstanding": "replies that a guest has not read count as outstanding for the Logic that gave them only",
+}
+"""Cases whose steps have another outcome when Logic is restarted between them, each with the reason (docs/recovery.md)."""
 
 
 @pytest.mark.parametrize("case", TOGETHER, ids=lambda case: case.name)
 def test_the_daemon_answers_as_the_case_says(daemon: UnderTest, case: Case) -> None:
+    if RESTART_POLICY and case.name in NOT_WHILE_RESTARTING:
+        pytest.skip(NOT_WHILE_RESTARTING[case.name])
     player = daemon.player()
     if player.xen is None and (case.needs_rings() or case.needs_domains()):
         pytest.skip("needs guests, and the daemon does not run on a simulated Xen")

@@ -202,7 +202,7 @@ def test_a_hostile_guest_harms_nobody_else(
         each.watch("polite/v", "t")
     client.watch(home_of(wild), "h")
     carried_out = 0
-    pids = process.pids()[:2]
+    pids = process.lasting_pids()
     said = len(process.output())
     stopwatch, before, rounds = Stopwatch(), 0, 0
     begin = time.monotonic()
@@ -222,7 +222,7 @@ def test_a_hostile_guest_harms_nobody_else(
     print(f"{acts()} hostile acts, {carried_out} changes by them, {rounds} rounds, worst: {stopwatch.worst}")
     assert max(stopwatch.worst.values()) < WORST_SECONDS, stopwatch.worst
     assert carried_out > 0, "the guest was never served, so nothing was tested"
-    assert process.pids()[:2] == pids, "a process ended and was replaced"
+    assert process.lasting_pids() == pids, "a process ended and was replaced"
     assert "Traceback" not in process.output()[said:]
     assert anonymous_bytes(pids) - before < GROWTH
     assert other.read("/") == b""
@@ -253,7 +253,7 @@ def test_events_without_data_do_not_keep_the_others_waiting(
     assert max(stopwatch.worst.values()) < WORST_SECONDS
     for each in guests:
         assert is_served(each)
-    assert cpu_share(process.pids()[:2]) < IDLE
+    assert cpu_share(process.lasting_pids()) < IDLE
 
 
 def test_a_guest_that_is_introduced_and_released_all_the_time_with_full_rings_leaks_nothing(
@@ -262,7 +262,7 @@ def test_a_guest_that_is_introduced_and_released_all_the_time_with_full_rings_le
     """XSA-425"""
     process = known_process(daemon)
     one = guest()
-    pids = process.pids()[:2]
+    pids = process.lasting_pids()
     before = 0
     for i in range(300):
         if i == 60:

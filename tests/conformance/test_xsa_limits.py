@@ -88,7 +88,7 @@ def test_xsa_326_a_requests_of_a_guest_that_does_not_read_are_not_read_either(
     """CVE-2022-42312"""
     process = known_process(daemon)
     guests = [guest() for _ in range(10)]
-    pids = process.pids()
+    pids = process.lasting_pids()
     before = anonymous_bytes(pids)
     for one in guests:
         fill_responses(one)
@@ -118,7 +118,7 @@ def test_xsa_326_b_events_nobody_reads_expire_and_do_not_stop_others_for_ever() 
         worker.set_perms(home_of(worker), f"n{worker.domid}", f"r{sleeper.domid}")
         sleeper.watch(home_of(worker), "T" * 1000)
         fill_responses(sleeper)
-        before = anonymous_bytes(process.pids())
+        before = anonymous_bytes(process.lasting_pids())
         begin = time.monotonic()
         for i in range(50):
             worker.send(Op.WRITE, strings(f"n{i}") + b"v")
@@ -126,7 +126,7 @@ def test_xsa_326_b_events_nobody_reads_expire_and_do_not_stop_others_for_ever() 
             assert worker.receive(4 * EXPIRY_SECONDS + PATIENCE).payload == b"OK\0"
         assert time.monotonic() - begin < 50 / 20 * EXPIRY_SECONDS + PATIENCE
         assert is_served(client)
-        assert anonymous_bytes(process.pids()) - before < CAP
+        assert anonymous_bytes(process.lasting_pids()) - before < CAP
         time.sleep(EXPIRY_SECONDS * 1.5)  # the time under test
         empty_responses(sleeper)
         assert sleeper.events_so_far() == []
@@ -138,7 +138,7 @@ def test_xsa_326_c_transactions_of_a_guest_stay_below_its_memory_quota(
     """CVE-2022-42315"""
     process = known_process(daemon)
     one = guest()
-    before = anonymous_bytes(process.pids())
+    before = anonymous_bytes(process.lasting_pids())
     written = 0
     refusal = ""
     for _ in range(9):
@@ -154,7 +154,7 @@ def test_xsa_326_c_transactions_of_a_guest_stay_below_its_memory_quota(
     assert refusal in ("EIO", "ENOMEM", "ENOSPC")
     assert MEMORY_QUOTA / 2 < written <= MEMORY_QUOTA
     assert account(client, one.domid, "memory").used <= MEMORY_QUOTA
-    assert anonymous_bytes(process.pids()) - before < 6 * MEMORY_QUOTA
+    assert anonymous_bytes(process.lasting_pids()) - before < 6 * MEMORY_QUOTA
     assert one.outcome(Op.RESET_WATCHES, b"\0") == b"OK\0", "this ends its transactions"
     assert account(client, one.domid, "memory").used < 1000
 
@@ -178,7 +178,7 @@ def test_xsa_326_f_all_guests_together_stay_below_what_their_quotas_add_up_to() 
         for one in guests:
             give_home(client, one)
             introduce(client, one)
-        pids = process.pids()
+        pids = process.lasting_pids()
         before = anonymous_bytes(pids)
         for requests in (
             [(Op.WATCH, strings(f"w{i}", "t" * 100)) for i in range(100)],
@@ -196,7 +196,7 @@ def test_xsa_326_f_all_guests_together_stay_below_what_their_quotas_add_up_to() 
         for one in guests:
             client.write(f"{home_of(one)}/w0", b"v")
         assert is_served(client)
-        assert process.pids() == pids
+        assert process.lasting_pids() == pids
         assert anonymous_bytes(pids) - before < 10 * count * quota
 
 
@@ -210,11 +210,11 @@ def test_xsa_330_watches_that_are_reset_are_freed(guest: MakeGuest, client: Clie
     before = 0
     for i in range(150):
         if i == 30:
-            before = anonymous_bytes(process.pids())
+            before = anonymous_bytes(process.lasting_pids())
         one.pipeline(watches)
         one.call(Op.RESET_WATCHES, b"\0")
         one.forget()
-    assert anonymous_bytes(process.pids()) - before < CAP / 2
+    assert anonymous_bytes(process.lasting_pids()) - before < CAP / 2
     client.write(f"{home_of(one)}/{'w' * 50}1", b"v")
     assert one.events_so_far() == []
     assert account(client, one.domid, "watches").used == 0
@@ -228,12 +228,12 @@ def test_xsa_416_large_requests_of_a_guest_that_does_not_read_cost_little(
 ) -> None:
     process = known_process(daemon)
     guests = [guest() for _ in range(20)]
-    before = anonymous_bytes(process.pids())
+    before = anonymous_bytes(process.lasting_pids())
     for one in guests:
         fill_responses(one)
         one.put_bytes(pack(Op.WRITE, strings("v") + b"x" * 4000) * 40, timeout=0.05)
     many_turns(client)
-    assert anonymous_bytes(process.pids()) - before < CAP
+    assert anonymous_bytes(process.lasting_pids()) - before < CAP
     for one in guests:
         empty_responses(one)
         assert one.receive().payload == b"ENOSPC\0"

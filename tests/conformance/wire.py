@@ -7,6 +7,7 @@ it does not know paths, permissions or transactions.  Byte order is the host's, 
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import time
@@ -17,8 +18,8 @@ from typing import NamedTuple, Self
 
 HEADER = struct.Struct("=IIII")
 PAYLOAD_MAX = 4096
-PATIENCE = 5.0
-"""Seconds within which a daemon that is alive answers, even on a loaded machine."""
+PATIENCE = 20.0 if os.environ.get("XOARSTORE_RESTART") else 5.0
+"""Seconds within which a daemon that is alive answers, even on a loaded machine; more if it restarts all the time."""
 
 
 class Op(IntEnum):

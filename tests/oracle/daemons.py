@@ -115,6 +115,10 @@ class Daemon(ABC):
         """All processes of the daemon, the main one first."""
         return [self.pid]
 
+    def lasting_pids(self) -> list[int]:
+        """Those that stay as long as nothing goes wrong, and serve."""
+        return self.pids()[:2]
+
     def serving_pid(self) -> int:
         """The process that clients talk to."""
         return self.pid
@@ -253,6 +257,9 @@ class OurDaemon(Daemon):
         """State, Logic, then whatever else they have forked."""
         state, logic = self.pid, self.logic_pid()
         return [state, logic, *(pid for pid in session_members(state) if pid not in (state, logic))]
+
+    def lasting_pids(self) -> list[int]:
+        return [self.pid] if RESTART_POLICY else super().lasting_pids()
 
     def serving_pid(self) -> int:
         return self.logic_pid()

@@ -15,7 +15,7 @@ from tests.conformance.wire import Client, Op, WireError, pack, strings
 from tests.oracle.daemons import OurDaemon, short_run_dir
 from xenstore_state.restarts import Policy
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 
 
 @contextmanager

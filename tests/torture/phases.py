@@ -6,7 +6,6 @@ clients end, everything is checked, and others begin, while the daemon stays.
 
 from __future__ import annotations
 
-import math
 import os
 import random
 import statistics
@@ -53,7 +52,7 @@ class Pace:
         now = time.monotonic()
         if now > self._until:
             self._until = now + 1
-            self._rate = math.exp(self._rng.uniform(math.log(SLOWEST), math.log(FASTEST)))
+            self._rate = self._rng.uniform(SLOWEST, FASTEST)
         time.sleep(self._rng.expovariate(self._rate))
 
 
