@@ -6,6 +6,7 @@ clients end, everything is checked, and others begin, while the daemon stays.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import statistics
@@ -27,6 +28,8 @@ from tests.torture.workload import idle_connections
 
 ROUND: Final = 60.0
 """Longest round, in seconds: the checker's work grows with it."""
+LONGEST: Final = 3
+"""Times its share of the time that a phase may take to reach a number of kills."""
 PATIENCE: Final = 180.0
 """Seconds after which steps not hit often enough are given up on."""
 SLOWEST: Final = 5.0
@@ -34,8 +37,8 @@ FASTEST: Final = 200.0
 """Kills a second, at least and at most."""
 WATCHDOG: Final = 1.0
 STOP_MAX: Final = 0.05
-GROWTH_MAX: Final = 4096
-"""KiB that State may hold more at the end than after the first round: allocators settle late."""
+GROWTH_MAX: Final = 2048
+"""KiB that State may hold more at the end than after half of the time: by then what it remembers of paths is full."""
 
 Phase = Callable[[float, int, int], Tally]
 
@@ -69,15 +72,21 @@ def rounds(
     *,
     before: Callable[[], None] = lambda: None,
     after: Callable[[], None] = lambda: None,
+    more: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Lets clients work while `torment` is called; `before` it, when all are connected, and `after` all have gone."""
+    """Lets clients work while `torment` is called; `before` it, when all are connected, and `after` all have gone.
+
+    There are `more` rounds than the time would have, within reason.
+    """
     count = max(1, round(seconds / ROUND))
-    for number in range(count):
+    for number in itertools.count():
+        if number >= count and not (more() and tally.seconds < LONGEST * seconds):
+            return
         with crowd(daemon, seed, number) as clients:
             before()
             with Visitors(daemon) as visitors:
                 start = time.monotonic()
-                torment(_clock(clients, tally, start, seconds / count, last=number == count - 1))
+                torment(_clock(clients, tally, start, seconds / count, last=number >= count - 1))
                 tally.seconds += time.monotonic() - start
                 tally.add(clients.finish())
         tally.counts.update(visitors.counts)
@@ -107,8 +116,8 @@ def _unusual(daemon: OurDaemon) -> str:
 # ---- Logic
 
 
-def logic_killed(seconds: float, seed: int, least: int) -> Tally:
-    """`kill -9` of Logic at random times, 5 to 200 times a second."""
+def logic_killed(seconds: float, seed: int, least: int, kills: int = 0) -> Tally:
+    """`kill -9` of Logic at random times, 5 to 200 times a second; until there were so many `kills`."""
     tally = Tally("Logic killed at random times")
     tally.least = least
     tally.steps = {step.value: 0 for step in Step}
@@ -124,16 +133,22 @@ def logic_killed(seconds: float, seed: int, least: int) -> Tally:
                 match rng.randrange(10):
                     case 0:
                         killer.at_a_step()
-                    case 1 | 2:
-                        killer.at_once()
-                    case _:
+                    case 1 | 2 | 3 | 4:
                         killer.anywhere()
+                    case _:
+                        killer.at_once()
                 tally.steps = {step.value: killer.hits[step] for step in Step}
 
         def before() -> None:
             killer.idle = idle_connections(view.youngest)
 
-        rounds(daemon, tally, seconds, seed, torment, before=before, after=lambda: sizes.append(_measure(daemon)))
+        def after() -> None:
+            sizes.append(_measure(daemon))
+
+        def more() -> bool:
+            return killer.kills < kills
+
+        rounds(daemon, tally, seconds, seed, torment, before=before, after=after, more=more)
         tally.kills["Logic"] = killer.kills
         looks = killer.looks.total() - killer.looks[Step.STARTING]
         busy = looks - killer.looks[Step.WAITING]
@@ -160,12 +175,12 @@ def _measure(daemon: TortureDaemon) -> tuple[int, Size, int]:
 def _compare(tally: Tally, sizes: list[tuple[int, Size, int]]) -> None:
     if not sizes:
         return
-    (before, first, _), (after, last, zombies) = sizes[0], sizes[-1]
-    tally.notes.append(
-        f"State held {first.resident:,} KiB and {first.descriptors} descriptors after {before:,} restarts, "
-        f"{last.resident:,} KiB and {last.descriptors} after {after:,}; {zombies} zombies"
-    )
-    if last.resident > first.resident + GROWTH_MAX or last.descriptors > first.descriptors or zombies:
+    for restarts_, size, zombies in (sizes[0], sizes[len(sizes) // 2], sizes[-1]):
+        tally.notes.append(
+            f"State held {size.resident:,} KiB and {size.descriptors} descriptors after {restarts_:,} restarts; {zombies} zombies"
+        )
+    (_, half, _), (_, last, zombies) = sizes[len(sizes) // 2], sizes[-1]
+    if last.resident > half.resident + GROWTH_MAX or last.descriptors > half.descriptors or zombies:
         tally.details.append("memory, descriptors or processes have grown")
 
 
