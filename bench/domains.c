@@ -2,12 +2,14 @@
 #include "domains.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "guests.h"
 #include "measure.h"
 #include "trips.h"
 
 #define MAX_GUESTS 1000
+#define RING_WRITES_MAX 10 /* nodes that a guest was given for it */
 #define FIRST_IDLE_DOMID 2001
 #define FIRST_PASSING_DOMID 10001
 
@@ -56,7 +58,7 @@ static void round_trip(const void *context)
     const struct trip *trip = context;
 
     for (int i = 0; i < trip->count; i++)
-        guest_call(guests[0], &trip->requests[i]);
+        guest_call(guests[0], 0, &trip->requests[i]);
 }
 
 static struct trip guest_trip(const char *kind, int guest)
@@ -71,6 +73,40 @@ void measure_ring(const char *kind, double seconds)
     struct trip trip = guest_trip(kind, 0);
 
     measure("ring", round_trip, &trip, seconds);
+}
+
+struct ring_transaction {
+    int writes;
+    struct request start, commit, requests[RING_WRITES_MAX];
+};
+
+static void ring_transaction(const void *context)
+{
+    const struct ring_transaction *plan = context;
+    uint32_t id;
+
+    guest_call(guests[0], 0, &plan->start);
+    id = strtoul(guests[0]->payload, NULL, 10);
+    for (int i = 0; i < plan->writes; i++)
+        guest_call(guests[0], id, &plan->requests[i]);
+    guest_call(guests[0], id, &plan->commit);
+}
+
+void measure_ring_transaction(int writes, double seconds)
+{
+    static struct ring_transaction plan;
+    char path[32];
+
+    if (!guest_count || writes > RING_WRITES_MAX)
+        fatal("a transaction of %d writes by one of %d guests", writes, guest_count);
+    plan.writes = writes;
+    plan.start = path_request(WIRE_TRANSACTION_START, "");
+    plan.commit = path_request(WIRE_TRANSACTION_END, "T");
+    for (int i = 0; i < writes; i++) {
+        snprintf(path, sizeof(path), "d/child%d", i);
+        plan.requests[i] = write_request(path, VALUE_BYTES);
+    }
+    measure("ring-transaction", ring_transaction, &plan, seconds);
 }
 
 static struct request guest_request;

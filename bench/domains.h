@@ -14,6 +14,7 @@ void set_up_domains(struct wire *toolstack, int total);
 void set_up_guests(struct wire *toolstack, int total);
 
 void measure_ring(const char *kind, double seconds);  /* round trips of the first guest */
+void measure_ring_transaction(int writes, double seconds); /* start, writes to existing nodes, commit; first guest */
 void measure_rings(const char *kind, double seconds); /* all guests, one request in flight on each ring */
 
 /* One by one. An end takes until a watcher of @releaseDomain has its event. */

@@ -315,9 +315,9 @@ int guest_reply(struct guest *guest, uint32_t type)
     return 1;
 }
 
-void guest_call(struct guest *guest, const struct request *request)
+void guest_call(struct guest *guest, uint32_t transaction, const struct request *request)
 {
-    guest_send(guest, 0, request);
+    guest_send(guest, transaction, request);
     while (!guest_reply(guest, request->type))
         guest_wait(guest);
 }

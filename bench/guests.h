@@ -42,6 +42,6 @@ void guest_wait(struct guest *guest);                /* takes one event */
 void guest_take_events(struct guest *guest);         /* all that have come */
 int guest_message(struct guest *guest, struct wire_header *header); /* takes the next message, if it is there whole */
 int guest_reply(struct guest *guest, uint32_t type); /* takes the reply out of the ring, if it is there as a whole */
-void guest_call(struct guest *guest, const struct request *request);
+void guest_call(struct guest *guest, uint32_t transaction, const struct request *request);
 
 #endif

@@ -29,6 +29,7 @@
  *   devices COUNT absent|present   interleaved transactions that each create a virtual disk's keys
  *   storm SECS                  transactions while a guest writes what they read
  *   ring KIND SECS              round trips of the first guest
+ *   ring-transaction WRITES SECS   the first guest starts, writes existing nodes, commits
  *   rings KIND SECS             requests of all guests, one in flight on each ring
  *   introduce COUNT             introductions of domains, one by one
  *   day SECS                    days of guests on that host, one after another
@@ -241,6 +242,11 @@ static void run_day(char **words)
     measure_days(atof(words[0]));
 }
 
+static void run_ring_transaction(char **words)
+{
+    measure_ring_transaction(atoi(words[0]), atof(words[1]));
+}
+
 static void run_rings(char **words)
 {
     measure_rings(words[0], atof(words[1]));
@@ -302,6 +308,7 @@ static const struct command {
     {"hosts", 3, 1, run_hosts},
     {"day", 1, 0, run_day},
     {"ring", 2, 0, run_ring},
+    {"ring-transaction", 2, 0, run_ring_transaction},
     {"rings", 2, 0, run_rings},
     {"introduce", 1, 0, run_introduce},
     {"destroy", 1, 0, run_destroy},

@@ -15,6 +15,7 @@
 #include "wire.h"
 
 #define WARM_UP 20
+#define WARM_UP_LIMIT .05 /* seconds */
 #define MAX_SAMPLES (1 << 21)
 #define MAX_PIDS 64
 #define CROWD_LIMIT 5. /* seconds */
@@ -191,7 +192,9 @@ static void sample(const char *figure, struct sampling how, const void *context)
 
 static void warm_up(void (*operation)(const void *), const void *context)
 {
-    for (int i = 0; i < WARM_UP; i++)
+    double start = now();
+
+    for (int i = 0; i < WARM_UP && now() - start < WARM_UP_LIMIT; i++)
         operation(context);
 }
 

@@ -327,7 +327,13 @@ SCENARIOS = (
     Scenario(
         "guests",
         (
-            Stage("guests 1", tuple(map(_ring, TRIPS))),
+            Stage(
+                "guests 1",
+                (
+                    *map(_ring, TRIPS),
+                    Row("ring-transaction-10", "ring: transaction of 10 writes", "ring-transaction 10 {seconds}"),
+                ),
+            ),
             Stage("guests 100", (_rings("read"), _rings("write"))),
         ),
     ),

@@ -196,7 +196,7 @@ static void be_guest(void)
 
     move_to_other_core();
     while (!__atomic_load_n(&storm->stop, __ATOMIC_ACQUIRE)) {
-        guest_call(&storm->guest, &trip.requests[0]);
+        guest_call(&storm->guest, 0, &trip.requests[0]);
         __atomic_add_fetch(&storm->writes, 1, __ATOMIC_RELEASE);
     }
     _exit(0);
