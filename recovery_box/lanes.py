@@ -45,6 +45,7 @@ _DONE: Final = 20
 _OWNER: Final = 21
 _STAGE: Final = 22
 _LOOKED: Final = 23
+_MARK: Final = 24
 _IOV: Final = 2
 _IOV_COUNT: Final = 3
 _BYTES: Final = 7

@@ -11,7 +11,7 @@ be, gets `RingIndexError`.  Knows nothing of messages.
 
 from protocol.ring import REQ_CONS, REQ_PROD, RING_SIZE, RSP_CONS, RSP_PROD, RingIndexError, RingPage
 from recovery_box.box import REGION_SIZE, Box
-from recovery_box.lanes import M32, MASK, Lane
+from recovery_box.lanes import _DONE, _MARK, M32, MASK, Lane
 
 
 class RingLane(Lane):
@@ -36,6 +36,7 @@ class RingLane(Lane):
         words[self._done_word] = consumed << 32 | made
         self.fill = self.head = consumed
         self.made = self.sent = made
+        self.mark(made)
 
     def attach(self, page: RingPage) -> None:
         """The ring is mapped; publishes what the box says of it."""
@@ -101,6 +102,20 @@ class RingLane(Lane):
         """Takes `count` bytes from the ring that nobody will answer; the last thing that is done with it."""
         if self.page is not None:
             self.page.consumed((self.head + count) & M32)
+
+    def mark(self, position: int) -> None:
+        """Remembers a position up to which output was sent, where something of meaning to the owner begins."""
+        self._words[self._done_word - _DONE + _MARK] = position
+
+    def since_mark(self) -> tuple[int, bytes]:
+        """The position last marked, and the output made since; none if that is not in the region any more."""
+        position = self._words[self._done_word - _DONE + _MARK]
+        count = (self.made - position) & M32
+        if count > REGION_SIZE or (self.sent - position) & M32 > count:
+            return self.made, b""
+        at, start = position & MASK, self.out_offset
+        first = min(count, REGION_SIZE - at)
+        return position, self._memory[start + at : start + at + first] + self._memory[start : start + count - first]
 
     def ring_room(self) -> int:
         """Bytes that the ring itself can take at once, 0 while output waits for it.  Raises `RingIndexError`."""

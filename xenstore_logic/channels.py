@@ -52,9 +52,24 @@ class Channel:
         """Of a guest: stream positions of the ends of replies that it has not taken."""
         self.linked: dict[int, int] = {}
         """Of a guest: its requests, by input position, whose events others have not taken, with the number of those."""
-        for chunk in connection.pending.chunks if self.bound else ():
-            if any(op != Op.WATCH_EVENT for op, _ in messages(chunk.data)):
-                self.replies.append((chunk.position + len(chunk.data)) & M32)
+        if self.bound:
+            self._count_replies()
+
+    def _count_replies(self) -> None:
+        """Of a ring that another Logic served: replies in its region that its guest has not taken, and those behind it."""
+        if self.ring is not None:
+            self._count_replies_in(*self.ring.since_mark())
+        for chunk in self.connection.pending.chunks:
+            self._count_replies_in(chunk.position, chunk.data)
+
+    def _count_replies_in(self, position: int, data: bytes) -> None:
+        try:
+            for op, message in messages(data):
+                position = (position + len(message)) & M32
+                if op != Op.WATCH_EVENT and 0 < (position - self.lane.sent) & M32 < _HALF:
+                    self.replies.append(position)
+        except ValueError:
+            pass  # written by a Logic that had gone mad
 
     @property
     def end(self) -> int:
@@ -143,5 +158,8 @@ class Channel:
     def taken(self) -> None:
         """Forgets replies that the peer has been given."""
         replies, sent = self.replies, self.lane.sent
+        end = None
         while replies and (sent - replies[0]) & M32 < _HALF:
-            replies.popleft()
+            end = replies.popleft()
+        if end is not None and self.ring is not None:
+            self.ring.mark(end)

@@ -316,6 +316,8 @@ class Rings:
                 self._kick_at[channel] = 0
         words[W_RING] = 0
         if channel.bound:
+            if done:
+                lane.mark(lane.sent)  # whole messages went
             if done and not by.pending.chunks:
                 channel.replies.clear()
                 channel.queued.clear()

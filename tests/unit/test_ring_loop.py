@@ -774,6 +774,24 @@ def test_requests_whose_events_others_do_not_read_stay_outstanding_when_logic_di
     assert made == 1 + world.store.domains.quotas["outstanding"]  # the first event is on its way
 
 
+def test_replies_that_a_guest_has_not_read_stay_outstanding_when_logic_dies(world: World) -> None:
+    guest = world.introduced(5)
+    guest.does((Op.WRITE, b"a\0" + bytes(60)))
+    before = guest.words[REQ_CONS]
+    guest.sends(*[(Op.READ, b"a\0")] * 50)
+    for _ in range(3):
+        world.settle()
+        assert world.toolstack.does(Op.WRITE, b"/tool\0") == OK  # the last record is not about it
+        world.dies()
+    world.settle()
+    answered = (guest.words[REQ_CONS] - before) // len(guest.encoded((Op.READ, b"a\0")))
+    guest.last_id -= 1
+    assert answered == world.store.domains.quotas["outstanding"] + 13  # that many replies are in its ring
+    guest.notices = -1
+    guest.looks()
+    assert [m.req_id for m in guest.take()] == list(range(guest.last_id - 49, guest.last_id + 1))
+
+
 # ---- connections that end while others are being dealt with
 
 
