@@ -28,8 +28,9 @@ Downtime is the longest time that a client which never pauses (one read or write
 daemon is restarted: median and worst of several restarts, in ms. "nothing" is the same without a restart: what the machine does
 to any wait. "kill": `kill -9` of Logic. "planned": Logic ends at the end of a turn and a fork takes over. "slow": the whole
 daemon starts again with the code that is installed (`restart slow`). "live update": `xenstore-control live-update` to the same
-program. Client and serving process share one core, State and everything else has the other; a new Logic begins on State's core and
-is moved to the client's as soon as its pid is known. With `per-request` Logics stay where they are.
+program. Client and serving process share one core, State and everything else has the other. Under Downtime State may use both while
+it makes a new Logic, so that the kernel places that as it would on a host; it is moved to the client's core as soon as its pid is
+known. Under Throughput a new Logic begins on State's core; with `per-request` it stays there.
 
 Loss is against the median of the same client's throughput between the stretches with restarts. "lost a restart": the sum of all
 waits of more than 1 ms, divided by the number of restarts; it holds what the machine did, too.

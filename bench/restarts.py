@@ -189,6 +189,7 @@ class Ours(Stand):
 
     def restart(self, kind: str) -> None:
         logic, state = self.logic_pid(), self.state_pid()
+        os.sched_setaffinity(state, {self.cores.beside, self.cores.serving})  # the kernel places the new Logic
         if kind == "kill":
             os.kill(logic, signal.SIGKILL)
         elif kind == "planned":
@@ -206,6 +207,7 @@ class Ours(Stand):
                 asked = time.monotonic()
                 os.kill(state, signal.SIGUSR1)
             time.sleep(LOOK)
+        self.place()
 
     def _moved(self) -> None:
         if self.pinning:
