@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = Results()
     try:
         run(plan, results)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         say("interrupted; what was measured so far:")
         _write(plan, results, conditions | {"interrupted": "yes"}, "partial")
         return 130

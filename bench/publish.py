@@ -2,7 +2,7 @@
 
 For: `make bench`, `make bench-micro`, `python -m bench.counting --update` (at their end), `python -m bench.publish`.
 Guarantees: what stands between a pair of markers (`<!-- NAME -->`, `<!-- /NAME -->`) is made from bench/results/latest.json,
-bench/BUDGET.md and bench/counting/stored.json alone; everything else in the document stays as it is.
+bench/BUDGET.md and bench/counting/stored.json alone, with the plots that there are; everything else in the document stays as it is.
 Does not know: how anything was measured or judged.
 """
 
@@ -58,7 +58,7 @@ def blocks(document: Mapping[str, Any], budget: str, counted: Mapping[str, Any])
         "goals": _goals(lines),
         "tables": _tables(lines, daemons),
         "legend": legend(),
-        "plots": "\n\n".join(f"![{sheet.name}](../bench/results/{sheet.name}.svg)" for sheet in SHEETS),
+        "plots": _plots(),
         "tails": tail_table(lines, daemons),
         "notes": notes(lines, document["unavailable"], document["set_ups"]),
         "budget": _budget(budget),
@@ -73,6 +73,11 @@ def _conditions(document: Mapping[str, Any]) -> str:
         "took": f"{sum(document['took'].values()) / 60:.1f} minutes",
     } | document["conditions"]
     return "\n".join(f"- {key}: {value}" for key, value in facts.items())
+
+
+def _plots() -> str:
+    names = [sheet.name for sheet in SHEETS if (RESULTS / f"{sheet.name}.svg").exists()]
+    return "\n\n".join(f"![{name}](../bench/results/{name}.svg)" for name in names)
 
 
 def _goals(lines: Sequence[Line]) -> str:

@@ -83,7 +83,7 @@ def _socket(kind: str) -> Row:
 
 
 def _deep(kind: str) -> Row:
-    return Row(f"deep-{kind}", f"{kind.upper()}, path of about 100 names", f"socket deep-{kind} {{seconds}}")
+    return Row(f"deep-{kind}", f"{kind.upper()}, path of 100 names", f"socket deep-{kind} {{seconds}}")
 
 
 def _pipelined(kind: str) -> Row:

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #define CHILDREN 10
-#define DEEP_NAMES 96 /* with the names in front of them, a hundred for a guest */
+#define DEEP_NAMES 98 /* with the two in front of them, a hundred for a toolstack */
 #define PATH_BYTES 512
 
 static const char *below(const char *home, const char *name)
