@@ -15,7 +15,6 @@ TOGETHER = [case for case in CASES if not case.alone]
 ALONE = [case for case in CASES if case.alone]
 NOT_WHILE_RESTARTING = {
     "dom-lifecycle": "the next Logic looks at all domains, so one resumed in name only is announced again at once",
-    "quota-outstanding": "replies that a guest has not read count as outstanding for the Logic that gave them only",
 }
 """Cases whose steps have another outcome when Logic is restarted between them, each with the reason (docs/recovery.md)."""
 
