@@ -1,7 +1,7 @@
 """`python -m tests.model SECONDS`: the long search for differences between the model and four stores.
 
 Every store under test has its share of the time; each round begins with other random numbers.  Ends with status 1 at the
-first difference, which hypothesis has made as small as it could; the script of requests that led to it is printed with it.
+first difference, which hypothesis has made as small as it could; the conformance case that shows it is printed with it.
 """
 
 import sys

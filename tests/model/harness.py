@@ -12,7 +12,8 @@ from protocol.errors import EINVAL
 from recovery_box.items import Connection
 from tests.model import reference
 from tests.model.nodes import PAYLOAD_MAX, SET_PERMS, WRITE, Entry, Node
-from tests.model.reference import Disagreement, Reference
+from tests.model.reference import Disagreement, Message, Reference
+from tests.model.script import Script
 from xenstore_logic import domains
 from xenstore_logic.core import Performed
 from xenstore_logic.embedded import Embedded
@@ -44,6 +45,11 @@ def messages(stream: bytes) -> list[Raw]:
         assert len(stream) >= 16 + length
         stream = stream[16 + length :]
     return found
+
+
+def plain(heard: dict[int, list[Raw]]) -> dict[int, list[Message]]:
+    """Types and payloads alone."""
+    return {number: [(kind, content) for kind, _, _, content in found] for number, found in heard.items()}
 
 
 def message(op: int, tx_id: int, payload: bytes) -> bytes:
@@ -133,7 +139,7 @@ class Harness:
         known: frozenset[int] = reference.KNOWN,
     ) -> None:
         self.model = Reference(QUOTAS, known)
-        self.script: list[str] = []
+        self.script = Script()
         self.requests = 0
         self.last = (0, 0, 0, b"")
         """Number, operation, transaction and payload of the last request."""
@@ -150,18 +156,19 @@ class Harness:
     def connect(self) -> int:
         """The number of a new socket."""
         number = self.model.connect(0, socket=True)
+        self.script.opened(number, 0)
         self.open_socket(number)
         return number
 
     def disconnect(self, number: int) -> None:
         """A socket is closed."""
-        self.script.append(f"{number} closes")
+        self.script.closed(number)
         self.model.disconnect(number)
         self.close_socket(number)
 
     def create(self, domid: int) -> None:
         """The hypervisor makes a domain."""
-        self.script.append(f"domain {domid} is created")
+        self.script.domain(domid, "create")
         self.model.exist.add(domid)
         self.create_domain(domid)
 
@@ -174,32 +181,33 @@ class Harness:
 
     def destroy(self, domid: int) -> None:
         """The hypervisor ends a domain."""
-        self.script.append(f"domain {domid} ends")
         self.model.exist.discard(domid)
         known = domid in self.model.domains
         wanted = self.model.events(self.model.end_of(domid)) if known else {}
-        said = self.destroy_domain(domid)
+        said = plain(self.destroy_domain(domid))
+        self.script.domain(domid, "destroy", said)
         for number in self.model.connections:
-            heard = [(kind, content) for kind, _, _, content in said.get(number, [])]
+            heard = said.get(number, [])
             if heard != wanted.get(number, []):
                 raise Disagreement(f"events of {number}, when domain {domid} ended", heard, wanted.get(number, []))
 
     def ask(self, number: int, op: int, tx_id: int, payload: bytes, cuts: int = 0) -> bytes | str:
         """Sends one request (in two pieces), and checks everything that comes of it.  The answer or the error's name."""
         data = message(op, tx_id, payload)
-        self.script.append(f"{number} {op} {payload!r}" + (f" in {tx_id}" if tx_id else ""))
         self.last = number, op, tx_id, payload
         self.requests += 1
-        said: dict[int, list[tuple[int, bytes]]] = {}
-        for to, heard in self.send(number, data[:cuts], data[cuts:]).items():
-            for kind, req_id, back, content in heard:
+        heard = self.send(number, data[:cuts], data[cuts:])
+        said = plain(heard)
+        self.script.asked(number, op, tx_id, payload, said)
+        for messages in heard.values():
+            for kind, req_id, back, content in messages:
                 ids = (0, 0) if kind == reference.EVENT else (REQ_ID, tx_id)
                 if (req_id, back) != ids:
                     raise Disagreement("ids of a message", (req_id, back), ids)
                 assert len(content) <= PAYLOAD_MAX
-                said.setdefault(to, []).append((kind, content))
-                self.script.append(f"    {to} <- {kind} {content!r}")
         self.model.serve(number, op, tx_id, payload, said)
+        if op == reference.INTRODUCE and self.model.last_number in self.model.connections:
+            self.script.opened(self.model.last_number, self.model.connections[self.model.last_number].domid)
         kind, content = next(message for message in said[number] if message[0] != reference.EVENT)
         return content if kind != reference.ERROR else content[:-1].decode()
 

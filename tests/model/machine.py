@@ -68,7 +68,8 @@ def step(**strategies: st.SearchStrategy[Any]) -> Callable[[Callable[P, None]], 
                 action(*args, **kwargs)
             except AssertionError as e:
                 if not (isinstance(e, Disagreement) and machine.forgives(e)):
-                    e.add_note("\n".join(machine.all.script))
+                    e.add_note(machine.all.script.text())
+                    machine.all.script.keep()
                     raise
                 machine.all.leave()
                 machine.begin()
