@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
@@ -48,6 +49,7 @@ def markdown(results: Results) -> str:
     """The whole matrix."""
     lines = [f"# {TITLE}", "", "Written by `make conformance`; `docs/conformance.md` says how.", ""]
     lines += [f"- `{verdict.value}` {meaning}" for verdict, meaning in LEGEND.items()]
+    lines += _advisories(results)
     for name, rows in _by_file(results):
         lines += [
             "",
@@ -60,6 +62,23 @@ def markdown(results: Results) -> str:
             marks = " | ".join(f"`{result.verdict.value}`" for result in row)
             lines.append(f"| {row[0].case.name} | {marks} | {', '.join(_reasons(row))} |")
     return "\n".join(lines) + "\n"
+
+
+def _advisories(results: Results) -> Iterator[str]:
+    """A row for each advisory: how the cases that bear its name ended."""
+    rows: dict[int, list[tuple[Result, ...]]] = defaultdict(list)
+    for row in zip(*results.values(), strict=True):
+        if advisory := re.match(r"xsa-(\d+)", row[0].case.name):
+            rows[int(advisory[1])].append(row)
+    if not rows:
+        return
+    yield from ["", "## Security advisories", ""]
+    yield "Those that are not here need more than requests and replies: `tests/conformance/test_xsa_*.py`."
+    yield from ["", "| XSA | " + " | ".join(results) + " | differs because of |", "|---|" + "---|" * (len(results) + 1)]
+    for number, found in sorted(rows.items()):
+        ends = " | ".join(_count(row[column] for row in found) for column in range(len(results)))
+        reasons = dict.fromkeys(reason for row in found for reason in _reasons(row))
+        yield f"| {number} | {ends} | {', '.join(reasons)} |"
 
 
 def page(results: Results) -> str:
@@ -114,12 +133,17 @@ def findings(cases: list[Case], reasons: dict[str, Reason]) -> str:
         "and where this project's daemon does so on purpose. Made from the cases by `make conformance`; each difference is",
         "checked whenever the cases are played against that daemon. In the examples the first answer is the newest C daemon's.",
     ]
+    rows = [
+        (reason, sum(_names(step, reason.name) for case in cases for step in case.steps)) for reason in reasons.values()
+    ]
+    lines += ["", "| difference | whose | steps that show it |", "|---|---|---|"]
+    lines += [f"| [{reason.name}](#{reason.name}) | {reason.who} | {steps} |" for reason, steps in rows if steps]
     for reason in reasons.values():
         found = [(case, step) for case in cases for step in case.steps if _names(step, reason.name)]
         if not found:  # only some cases were chosen
             continue
         names = list(dict.fromkeys(case.name for case, _ in found))
-        lines += ["", f"## {reason.name} ({reason.who})", "", reason.text]
+        lines += ["", f"## {reason.name}", "", f"*{reason.who}.* {reason.text}", ""]
         lines += [f"- Source: {reason.source}"] if reason.source else []
         lines += [f"- Since: {reason.fixed}"] if reason.fixed else []
         lines += [f"- {len(found)} steps of {len(names)} cases: {_some(names)}", "", "```"]

@@ -45,5 +45,9 @@ def test_there_are_enough_cases_and_each_says_something() -> None:
     assert [case.name for case in CASES if not _says_something(case)] == []
 
 
+def test_every_case_cites_its_source() -> None:
+    assert [case.name for case in CASES if not case.cites] == []
+
+
 def _says_something(case: Case) -> bool:
     return any(step.want for step in case.steps)

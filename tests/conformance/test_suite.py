@@ -138,7 +138,7 @@ def test_results_as_a_matrix(cases: list[Case]) -> None:
 def test_findings_name_every_reason_with_an_example() -> None:
     text = findings(load(), load_reasons())
     for reason in load_reasons().values():
-        assert f"## {reason.name} ({reason.who})" in text
+        assert f"## {reason.name}\n\n*{reason.who}.*" in text
     assert "unexplained" not in text
 
 
