@@ -20,9 +20,10 @@ _DIGITS_THAT_MATTER: Final = 20
 
 def one_string(payload: bytes) -> bytes:
     """The only string of a payload that must be exactly one NUL-terminated string.  Raises EINVAL."""
-    if payload[-1:] != b"\0" or payload.find(b"\0") != len(payload) - 1:
+    end = payload.find(b"\0")
+    if end < 0 or end != len(payload) - 1:
         raise EINVAL
-    return payload[:-1]
+    return payload[:end]
 
 
 def strings(payload: bytes) -> list[bytes]:

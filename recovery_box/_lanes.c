@@ -14,6 +14,7 @@
 #include <Python.h>
 #include <errno.h>
 #include <stdint.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
@@ -25,6 +26,8 @@
 #define IN_IOV 16
 #define OUT_IOV 18
 #define BYTES 7
+#define HEADER_WORDS 4
+#define LENGTH 3
 #define DONE 20
 
 struct slot {
@@ -110,6 +113,121 @@ static PyObject *send_all(PyObject *self, PyObject *const *args, Py_ssize_t coun
     return PyLong_FromUnsignedLong(sent);
 }
 
+/* Bytes of a region that is a ring. */
+static void copy_out(char *to, const char *region, uint32_t from, uint32_t count)
+{
+    uint32_t at = from & MASK, straight = REGION_SIZE - at;
+
+    if (count <= straight) {
+        memcpy(to, region + at, count);
+        return;
+    }
+    memcpy(to, region + at, straight);
+    memcpy(to + straight, region, count - straight);
+}
+
+static void copy_in(char *region, uint32_t to, const char *from, uint32_t count)
+{
+    uint32_t at = to & MASK, straight = REGION_SIZE - at;
+
+    if (count <= straight) {
+        memcpy(region + at, from, count);
+        return;
+    }
+    memcpy(region + at, from, straight);
+    memcpy(region, from + straight, count - straight);
+}
+
+static char *slot_at(PyObject *address)
+{
+    return (char *)(uintptr_t)PyLong_AsUnsignedLongLong(address);
+}
+
+static PyObject *frame(PyObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    uint32_t head, there, limit, header[HEADER_WORDS];
+    PyObject *found, *payload;
+    const char *input;
+
+    if (count != 4) {
+        PyErr_SetString(PyExc_TypeError, "expected an address, two positions and a limit");
+        return NULL;
+    }
+    input = slot_at(args[0]) + CONTROL_SIZE;
+    head = (uint32_t)PyLong_AsUnsignedLongMask(args[1]);
+    there = (uint32_t)PyLong_AsUnsignedLongMask(args[2]) - head;
+    limit = (uint32_t)PyLong_AsUnsignedLongMask(args[3]);
+    if (PyErr_Occurred())
+        return NULL;
+    if (there < sizeof header || there > REGION_SIZE)
+        Py_RETURN_NONE;
+    copy_out((char *)header, input, head, sizeof header);
+    if (header[LENGTH] > limit)
+        return PyLong_FromUnsignedLong(header[LENGTH]);
+    if (header[LENGTH] > there - sizeof header)
+        Py_RETURN_NONE;
+    payload = PyBytes_FromStringAndSize(NULL, header[LENGTH]);
+    if (!payload || !(found = PyTuple_New(HEADER_WORDS))) {
+        Py_XDECREF(payload);
+        return NULL;
+    }
+    copy_out(PyBytes_AS_STRING(payload), input, head + sizeof header, header[LENGTH]);
+    for (int i = 0; i < LENGTH; i++) {
+        PyObject *number = PyLong_FromUnsignedLong(header[i]);
+
+        if (!number) {
+            Py_DECREF(payload);
+            Py_DECREF(found);
+            return NULL;
+        }
+        PyTuple_SET_ITEM(found, i, number);
+    }
+    PyTuple_SET_ITEM(found, LENGTH, payload);
+    return found;
+}
+
+/* Puts pieces of output behind what is made, and says that the input up to `head` is consumed by them: one store. */
+static PyObject *make(PyObject *const *args, const char *first, size_t first_size, PyObject *rest)
+{
+    char *words = slot_at(args[0]), *output = words + CONTROL_SIZE + REGION_SIZE;
+    uint32_t made = (uint32_t)PyLong_AsUnsignedLongMask(args[1]), head = (uint32_t)PyLong_AsUnsignedLongMask(args[2]);
+
+    if (PyErr_Occurred())
+        return NULL;
+    if (!PyBytes_Check(rest) || (size_t)PyBytes_GET_SIZE(rest) > REGION_SIZE - first_size) {
+        PyErr_SetString(PyExc_ValueError, "output that no region holds");
+        return NULL;
+    }
+    copy_in(output, made, first, first_size);
+    copy_in(output, made + first_size, PyBytes_AS_STRING(rest), PyBytes_GET_SIZE(rest));
+    made += first_size + PyBytes_GET_SIZE(rest);
+    __atomic_store_n((uint64_t *)words + DONE, (uint64_t)head << 32 | made, __ATOMIC_SEQ_CST);
+    return PyLong_FromUnsignedLong(made);
+}
+
+static PyObject *answer(PyObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 4) {
+        PyErr_SetString(PyExc_TypeError, "expected an address, two positions and bytes");
+        return NULL;
+    }
+    return make(args, NULL, 0, args[3]);
+}
+
+static PyObject *reply(PyObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    uint32_t header[HEADER_WORDS];
+
+    if (count != 7 || !PyBytes_Check(args[6])) {
+        PyErr_SetString(PyExc_TypeError, "expected an address, two positions, three numbers and bytes");
+        return NULL;
+    }
+    for (int i = 0; i < LENGTH; i++)
+        header[i] = (uint32_t)PyLong_AsUnsignedLongMask(args[3 + i]);
+    header[LENGTH] = (uint32_t)PyBytes_GET_SIZE(args[6]);
+    return make(args, (const char *)header, sizeof header, args[6]);
+}
+
 static uint32_t position(uint64_t word)
 {
     return (uint32_t)(word >> 32) + (uint32_t)word;
@@ -183,6 +301,12 @@ static PyMethodDef methods[] = {
      "receive(fd, address of the slot, fill, head) -> bytes received, 0 at the end, -1 if there is nothing"},
     {"send", (PyCFunction)(void (*)(void))send_all, METH_FASTCALL,
      "send(fd, address of the slot, sent, made) -> position sent up to"},
+    {"frame", (PyCFunction)(void (*)(void))frame, METH_FASTCALL,
+     "frame(address of the slot, head, fill, limit) -> (three numbers, payload), None if there is no whole one, or a length beyond"},
+    {"answer", (PyCFunction)(void (*)(void))answer, METH_FASTCALL,
+     "answer(address of the slot, made, head, bytes) -> position made up to"},
+    {"reply", (PyCFunction)(void (*)(void))reply, METH_FASTCALL,
+     "reply(address of the slot, made, head, three numbers, payload) -> position made up to"},
     {"unfinished", (PyCFunction)(void (*)(void))unfinished, METH_FASTCALL,
      "unfinished(address of the first slot, bytes of a slot, slots) -> those with something left to do"},
     {"wait_for_all", (PyCFunction)(void (*)(void))wait_for_all, METH_FASTCALL,

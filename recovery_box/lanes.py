@@ -13,7 +13,7 @@ never touches.  Storing `position << 32` before the call makes the sum right at 
 plain recv or send, a death between the system call and the storing of its result leaves the stream position unknown.)
 
 What is received goes straight into the region and stays there until DONE says it is consumed; replies are copied behind
-`fill` and count when DONE says so.  Knows nothing of messages.
+`fill` and count when DONE says so.  Of messages it knows the frame: three numbers, the length of what follows, and that.
 """
 
 import ctypes
@@ -30,6 +30,7 @@ except ImportError:  # no compiler when this was installed
 from recovery_box.box import CONTROL_SIZE, REGION_SIZE, SLOT_SIZE, Box
 
 M32: Final = 0xFFFFFFFF
+_FRAME: Final = struct.Struct("=IIII")
 MASK: Final = REGION_SIZE - 1
 _MSG_DONTWAIT: Final = 0x40
 _MSG_NOSIGNAL: Final = 0x4000
@@ -160,7 +161,7 @@ class Lane:
         self._words = box.words.view
         self.in_offset = offset + CONTROL_SIZE
         self.out_offset = self.in_offset + REGION_SIZE
-        self._slot_address = box.address + offset
+        self._slot_address: object = box.address + offset  # an object: a compiled caller does not box it anew each time
         self._in_address = box.address + self.in_offset
         self._out_address = box.address + self.out_offset
         self._in_header = ctypes.c_void_p(box.address + offset + _IN_HEADER * 8)
@@ -238,6 +239,17 @@ class Lane:
         start = self.in_offset
         return self._memory[start + at : start + REGION_SIZE] + self._memory[start : start + n - first]
 
+    def frame(self, limit: int) -> tuple[int, int, int, bytes] | int | None:
+        """The next message: three numbers and a payload; None if it is not whole yet; a length of more than `limit` bytes."""
+        there = (self.fill - self.head) & M32
+        if there < _FRAME.size:
+            return None
+        first, second, third, length = _FRAME.unpack(self.peek(_FRAME.size))
+        if length > limit:
+            return int(length)
+        size = _FRAME.size + length
+        return (first, second, third, self.peek(size)[_FRAME.size :]) if size <= there else None
+
     def put(self, data: bytes, position: int) -> None:
         """Copies output to a stream position.  It must fit, and counts only when DONE covers it."""
         at = position & MASK
@@ -263,6 +275,10 @@ class Lane:
         self.head = head
         self.made = made = (made + n) & M32
         self._words[self._done_word] = head << 32 | made
+
+    def reply(self, first: int, second: int, third: int, payload: bytes, head: int) -> None:
+        """`answer` with a message of three numbers and a payload."""
+        self.answer(_FRAME.pack(first, second, third, len(payload)) + payload, head)
 
     def publish(self, head: int, made: int) -> None:
         """One store: input up to `head` is consumed and output up to `made` is there."""
@@ -295,7 +311,7 @@ class Lane:
 
 
 class CompiledLane(Lane):
-    """The same with both system calls compiled."""
+    """The same, with what is done for each request compiled."""
 
     __slots__ = ()
 
@@ -306,6 +322,20 @@ class CompiledLane(Lane):
         if got > 0:
             self.fill = (fill + got) & M32
         return got
+
+    def frame(self, limit: int) -> tuple[int, int, int, bytes] | int | None:
+        """The next message: three numbers and a payload; None if it is not whole yet; a length of more than `limit` bytes."""
+        return _lanes.frame(self._slot_address, self.head, self.fill, limit)
+
+    def answer(self, reply: bytes, head: int) -> None:
+        """`put` behind the last output, and `publish` with the input consumed up to `head`: the common case in one."""
+        self.head = head
+        self.made = _lanes.answer(self._slot_address, self.made, head, reply)
+
+    def reply(self, first: int, second: int, third: int, payload: bytes, head: int) -> None:
+        """`answer` with a message of three numbers and a payload."""
+        self.head = head
+        self.made = _lanes.reply(self._slot_address, self.made, head, first, second, third, payload)
 
     def send(self) -> bool:
         """Sends what the region holds.  True when everything went; False when the peer must read first, or is gone."""

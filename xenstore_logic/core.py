@@ -68,26 +68,29 @@ class Core:
 
     def handle(self, by: Connection, op: int, req_id: int, tx_id: int, payload: bytes) -> bytes:
         """Serves one request and returns the whole reply message."""
+        op, body = self.serve(by, op, tx_id, payload)
+        return HEADER.pack(op, req_id, tx_id, len(body)) + body
+
+    def serve(self, by: Connection, op: int, tx_id: int, payload: bytes) -> tuple[int, bytes]:
+        """Serves one request and returns operation and payload of the reply."""
         row = self._rows.get(op)
         if self._told:
             self._told.clear()
         try:
             if row is None:
-                return HEADER.pack(_ERROR, req_id, tx_id, len(_ENOSYS)) + _ENOSYS
+                return _ERROR, _ENOSYS
             run, privileged, uses_tx = row
             if privileged and not by.privileged:
                 raise EACCES
             if tx_id and uses_tx and tx_id not in by.transactions:
                 raise ENOENT
             body = run(self, by, tx_id, payload)
-            if len(body) > PAYLOAD_MAX:
-                op, body = _ERROR, _E2BIG
         except QuotaExceeded as quota:
-            op, body = _ERROR, quota.payload
             self.refused(by, quota)
+            return _ERROR, quota.payload
         except StoreError as e:
-            op, body = _ERROR, e.payload
-        return HEADER.pack(op, req_id, tx_id, len(body)) + body
+            return _ERROR, e.payload
+        return (op, body) if len(body) <= PAYLOAD_MAX else (_ERROR, _E2BIG)
 
     def refused(self, by: Connection, e: QuotaExceeded) -> None:
         """Counts a refusal; the first one of each quota stands in the log, since the guest's own software rarely says why."""

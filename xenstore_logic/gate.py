@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from protocol.errors import StoreError
 from protocol.ops import Op
-from protocol.wire import HEADER, HEADER_SIZE
+from protocol.wire import HEADER_SIZE
 from xenstore_logic.channels import Channel
 from xenstore_logic.core import Core
 from xenstore_state.effects import CHANGES_TREE, COMMIT
@@ -101,15 +101,15 @@ class Gate:
             return True
         return bool(limit) and self._memory(channel) + size >= limit
 
-    def within_memory(self, channel: Channel, reply: bytes) -> bytes:
+    def within_memory(self, channel: Channel, op: int, body: bytes) -> tuple[int, bytes]:
         """The reply, or ENOMEM in its place if a guest's memory quota has no room for it."""
-        if len(reply) <= HEADER_SIZE + SMALL_REPLY or not self.over_memory(channel, len(reply)):
-            return reply
+        size = HEADER_SIZE + len(body)
+        if len(body) <= SMALL_REPLY or not self.over_memory(channel, size):
+            return op, body
         by = channel.connection
         limit = by.subject.quotas["memory"]
-        self._core.refused(by, QuotaExceeded("ENOMEM", "memory", limit, self._memory(channel) + len(reply)))
-        _, req_id, tx_id, _ = HEADER.unpack_from(reply)
-        return HEADER.pack(Op.ERROR, req_id, tx_id, len(_ENOMEM)) + _ENOMEM
+        self._core.refused(by, QuotaExceeded("ENOMEM", "memory", limit, self._memory(channel) + size))
+        return int(Op.ERROR), _ENOMEM
 
     def charge(self, channel: Channel, kind: int, arguments: tuple[Any, ...]) -> None:
         """A guest's write costs credit while others have transactions open: it may spoil them."""

@@ -52,6 +52,7 @@ DIGEST_EVERY: Final = 1000
 """Changes of the tree after which its digest is published."""
 _CROWDED: Final = REGION_SIZE - MESSAGE_MAX
 """With more unsent output than this, the next reply might not fit."""
+_ERROR: Final = int(Op.ERROR)
 _EINVAL: Final = StoreError("EINVAL").payload
 _EIO: Final = StoreError("EIO").payload
 _NOTHING: Final[Performed] = (NOTHING, (), "")
@@ -311,22 +312,20 @@ class Loop:
         channel.waiting = False
         for _ in range(TURN_REQUESTS):
             head = lane.head
-            there = (lane.fill - head) & M32
-            if there < HEADER_SIZE:
+            if lane.fill == head:
                 return
             if not bound and ((lane.made - lane.sent) & M32 > _CROWDED or by.pending.chunks):
                 self._dirty[channel] = None
                 if by.pending.chunks or channel.ring is not None or not lane.send():
                     self._wait_for_room(channel)
                     return
-            data = lane.peek(there if there < MESSAGE_MAX else MESSAGE_MAX)
-            op, req_id, tx_id, length = HEADER.unpack_from(data)
-            if length > PAYLOAD_MAX:
-                self._break_off(channel, length)
+            frame = lane.frame(PAYLOAD_MAX)
+            if frame is None:
                 return
-            end = HEADER_SIZE + length
-            if end > there:
+            if isinstance(frame, int):
+                self._break_off(channel, frame)
                 return
+            op, req_id, tx_id, payload = frame
             if self._penalized and channel in self._penalized:
                 channel.waiting = True
                 return
@@ -335,29 +334,29 @@ class Loop:
                 return
             words[W_ACTIVE] = by.slot << 32 | head
             self.served += 1
-            payload = data[HEADER_SIZE:end]
             if trace.active:
                 trace.message("IN", by, op, payload)
             if self.poison and (by.id, head) in self.poison:
                 log.error("request %d of connection %d killed Logic again and again: EIO", op, by.id)
-                reply = HEADER.pack(Op.ERROR, req_id, tx_id, len(_EIO)) + _EIO
+                op, body = _ERROR, _EIO
             else:
                 try:
-                    reply = core.handle(by, op, req_id, tx_id, payload)
+                    op, body = core.serve(by, op, tx_id, payload)
                 except Later as e:
                     if self.for_the_house(partial(domains.gone, core, e.domid)):
                         if by.closed:
                             return
                         continue
-                    reply = HEADER.pack(Op.ERROR, req_id, tx_id, len(_EINVAL)) + _EINVAL
+                    op, body = _ERROR, _EINVAL
                 if bound and self.rings is not None:
-                    reply = self.rings.gate.within_memory(channel, reply)
+                    op, body = self.rings.gate.within_memory(channel, op, body)
             if trace.active:
-                trace.message("OUT", by, HEADER.unpack_from(reply)[0], reply[HEADER_SIZE:])
-            head = (head + end) & M32
-            if core.effect is None and (not bound or (len(reply) <= lane.room and not by.pending.chunks)):
-                lane.answer(reply, head)
+                trace.message("OUT", by, op, body)
+            head = (head + HEADER_SIZE + len(payload)) & M32
+            if core.effect is None and (not bound or (HEADER_SIZE + len(body) <= lane.room and not by.pending.chunks)):
+                lane.reply(op, req_id, tx_id, body, head)
             else:
+                reply = HEADER.pack(op, req_id, tx_id, len(body)) + body
                 self._publish(channel, reply, head, core.effect or _NOTHING)
                 if by.closed:
                     return

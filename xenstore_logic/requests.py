@@ -24,7 +24,10 @@ from xenstore_state.quotas import check
 
 def read(core: Core, by: Connection, tx_id: int, payload: bytes) -> bytes:
     """READ: the value, byte for byte."""
-    value: bytes = core.look(effects.READ, by, tx_id, core.path(by, one_string(payload)))
+    path = core.path(by, one_string(payload))
+    if not tx_id:
+        return effects.read(core.store, by, 0, path)
+    value: bytes = core.perform(effects.READ, by, tx_id, path)
     return value
 
 

@@ -8,7 +8,6 @@ connection may do it, counts what its quotas count, and finds the same conflicts
 """
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from protocol.errors import EINVAL, ENOENT
@@ -64,17 +63,23 @@ CACHED_PATH_MAX: Final = 128
 """Longest path, in bytes, whose names are remembered: what is remembered must stay small."""
 
 
+_NAMES_MAX: Final = 16384
+_names_by_path: Final[dict[bytes, Parts]] = {}
+"""Of paths that were asked for lately.  Emptied when it is full: what is in use is soon there again."""
+
+
 def names_of(path: bytes) -> Parts:
     """Names from the root to the node of a canonical path; see `SPECIAL` for a special one.  Raises EINVAL."""
-    return _short_names(path) if len(path) <= CACHED_PATH_MAX else _names(path)
-
-
-def _names(path: bytes) -> Parts:
+    names = _names_by_path.get(path)
+    if names is not None:
+        return names
     check_path(path)
-    return components(path) if path[:1] == b"/" else (*SPECIAL, path)
-
-
-_short_names: Final = lru_cache(maxsize=16384)(_names)
+    names = components(path) if path[:1] == b"/" else (*SPECIAL, path)
+    if len(path) <= CACHED_PATH_MAX:
+        if len(_names_by_path) >= _NAMES_MAX:
+            _names_by_path.clear()
+        _names_by_path[path] = names
+    return names
 
 
 def read(store: Store, by: Connection, tx_id: int, path: bytes) -> bytes:

@@ -5,6 +5,7 @@ written in Python and, where there was a compiler, the compiled one.
 """
 
 import socket
+import struct
 from collections.abc import Iterator
 
 import pytest
@@ -289,6 +290,57 @@ def test_a_lane_that_dies_between_parts_of_its_output_is_continued_exactly(
         received += theirs.recv(1500)
         kind(box, 0, ours.fileno()).send()
     assert received == made
+
+
+# ---- frames
+
+
+LIMIT = 4096
+MESSAGES = st.lists(
+    st.tuples(*[st.integers(0, M32)] * 3, st.integers(0, LIMIT).map(lambda n: pattern(n, n))), max_size=6
+)
+
+
+@pytest.mark.parametrize("kind_of_lane", KINDS, ids=lambda kind: kind.__name__)
+@examples(100)
+@given(messages=MESSAGES, start=POSITIONS, piece=st.integers(1, 3000))
+def test_messages_come_out_whole_however_they_arrive_and_replies_go_out_as_they_are(
+    box: Box, kind_of_lane: type[Lane], messages: list[tuple[int, int, int, bytes]], start: int, piece: int
+) -> None:
+    prepare(box, start, start)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        lane = kind_of_lane(box, 0, ours.fileno())
+        stream = b"".join(struct.pack("=IIII", *m[:3], len(m[3])) + m[3] for m in messages)
+        found, echoed = [], b""
+        for at in range(0, len(stream), piece):
+            theirs.sendall(stream[at : at + piece])
+            lane.receive()
+            while (frame := lane.frame(LIMIT)) is not None:
+                assert isinstance(frame, tuple)
+                found.append(frame)
+                head = (lane.head + 16 + len(frame[3])) & M32
+                lane.reply(*frame, head)
+                assert (output_made(box, 0), input_consumed(box, 0)) == (lane.made, head)
+                assert lane.send()
+                echoed += theirs.recv(REGION_SIZE)
+                lane.receive()
+        assert found == messages
+        assert echoed == stream
+
+
+def test_a_length_beyond_the_limit_is_told_as_soon_as_the_header_is_there(
+    box: Box, kind: type[Lane], pair: tuple[socket.socket, socket.socket]
+) -> None:
+    prepare(box, M32 - 7, 0)
+    lane = kind(box, 0, pair[0].fileno())
+    pair[1].sendall(struct.pack("=IIII", 1, 2, 3, 0xFFFFFFFF)[:15])
+    lane.receive()
+    assert lane.frame(LIMIT) is None
+    pair[1].sendall(b"\xff")
+    lane.receive()
+    assert lane.frame(LIMIT) == 0xFFFFFFFF
 
 
 # ---- slots
