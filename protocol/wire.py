@@ -51,7 +51,7 @@ def watch_event(path: bytes, token: bytes) -> bytes | None:
     n = len(path) + len(token) + 2
     if n > PAYLOAD_MAX:
         return None
-    return HEADER.pack(15, 0, 0, n) + path + b"\0" + token + b"\0"
+    return b"".join((HEADER.pack(15, 0, 0, n), path, b"\0", token, b"\0"))
 
 
 def messages(data: bytes) -> Iterator[tuple[int, bytes]]:

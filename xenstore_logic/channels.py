@@ -13,7 +13,7 @@ from recovery_box.box import REGION_SIZE
 from recovery_box.items import Chunk, Connection
 from recovery_box.lanes import M32, Lane
 from recovery_box.ringlane import RingLane
-from xenstore_state.records import Output, wait
+from xenstore_state.records import Placed, wait
 
 _HALF = 1 << 31
 _QUEUED_MIN = 4096
@@ -29,6 +29,8 @@ class Channel:
         "interest",
         "lane",
         "linked",
+        "parts",
+        "parts_size",
         "queued",
         "replies",
         "ring",
@@ -48,6 +50,9 @@ class Channel:
         self._prune_at = _QUEUED_MIN
         self.queued: dict[bytes, int] = {}
         """Events not sent yet, each with the stream position of its end.  (core.c: send_event drops duplicates.)"""
+        self.parts: list[bytes] = []
+        """Messages that the record being made has for it."""
+        self.parts_size = 0
         self.replies: deque[int] = deque()
         """Of a guest: stream positions of the ends of replies that it has not taken."""
         self.linked: dict[int, int] = {}
@@ -97,18 +102,18 @@ class Channel:
         self.queued[event] = at
         return False
 
-    def place(self, data: bytes, *, events: bool = True, deadline: int = 0) -> Output:
+    def place(self, data: bytes, *, events: bool = True, deadline: int = 0) -> Placed:
         """Where the next output goes.  When the peer has let too much pile up, the output says that it is hung up on.
 
         Events for a guest go where they cannot expire only if its ring takes all of this at once.
         """
         by, lane = self.connection, self.lane
         if not by.pending.chunks and len(data) <= lane.room and (not (events and self.bound) or self._fits_ring(data)):
-            return Output(by.id, lane.made, data, False)
+            return by.id, lane.made, data, False, 0
         if by.overflowed or not by.pending.has_room(len(data)):
             by.overflowed = True
-            return Output(by.id, self.end, b"", True)
-        return Output(by.id, self.end, data, True, deadline if self.bound else 0)
+            return by.id, self.end, b"", True, 0
+        return by.id, self.end, data, True, deadline if self.bound else 0
 
     def _fits_ring(self, data: bytes) -> bool:
         try:
@@ -116,25 +121,26 @@ class Channel:
         except RingIndexError:
             return False  # whoever sends will find out
 
-    def carry_out(self, output: Output, head: int | None, cause: tuple[int, int]) -> None:
+    def carry_out(self, output: Placed, head: int | None, cause: tuple[int, int]) -> None:
         """Does what a published record says: output made and, for who asked, input consumed up to `head`."""
         lane = self.lane
+        _, _, data, pending, _ = output
         if head is None:
             head = lane.head
-        if output.pending:
+        if pending:
             wait(self.connection, output, cause)
             lane.publish(head, lane.made)
-            return
-        lane.put(output.data, output.position)
-        lane.publish(head, (output.position + len(output.data)) & M32)
+        else:
+            lane.answer(data, head)  # nothing was made since it was placed
 
-    def repeat(self, output: Output, head: int | None) -> None:
+    def repeat(self, output: Placed, head: int | None) -> None:
         """Like `carry_out`, for a record that a Logic published which died: does what that one had not got to."""
         lane = self.lane
+        _, position, data, pending, _ = output
         made = lane.made
-        if not output.pending and made == output.position:
-            lane.put(output.data, output.position)
-            made = (output.position + len(output.data)) & M32
+        if not pending and made == position:
+            lane.put(data, position)
+            made = (position + len(data)) & M32
         behind = head is not None and 0 < (head - lane.head) & M32 <= REGION_SIZE
         lane.publish(head if head is not None and behind else lane.head, made)
 

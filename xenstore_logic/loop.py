@@ -34,7 +34,7 @@ from xenstore_logic.host import Later
 from xenstore_logic.rings import Rings
 from xenstore_state.domains import PRIVILEGED
 from xenstore_state.effects import CHANGES_CONNECTIONS, CLOSE, DIGEST, ENDS_DOMAIN, INTRODUCE, NOTHING
-from xenstore_state.records import Output, Record, encode
+from xenstore_state.records import Placed, Record, encode
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ DIGEST_EVERY: Final = 1000
 _CROWDED: Final = REGION_SIZE - MESSAGE_MAX
 """With more unsent output than this, the next reply might not fit."""
 _ERROR: Final = int(Op.ERROR)
+_AT: Final = ord("@")
 _EINVAL: Final = StoreError("EINVAL").payload
 _EIO: Final = StoreError("EIO").payload
 _NOTHING: Final[Performed] = (NOTHING, (), "")
@@ -156,12 +157,13 @@ class Loop:
                 if domain.connection is not None:
                     rings.inherit(domain.connection)
         unfinished = [c for c in connections if self._is_unfinished(c)] if begun is None else begun
-        for output in map(Output._make, last.outputs if last is not None else ()):
-            to = connections.get(output.connection)
+        for output in last.outputs if last is not None else ():
+            number, _, data, _, _ = output
+            to = connections.get(number)
             if to is None and last is not None and (last.kind, last.arguments) == (INTRODUCE, (PRIVILEGED,)):
-                self._answer_again(output.data)
+                self._answer_again(data)
             elif to is not None and last is not None:
-                self.channel(to).repeat(output, last.head if output.connection == last.connection else None)
+                self.channel(to).repeat(output, last.head if number == last.connection else None)
                 self._dirty[self.channel(to)] = None
         for connection in unfinished:
             if not connection.closed:
@@ -415,25 +417,27 @@ class Loop:
         kind, arguments, outcome = effect
         outputs = self._place(channel, reply)
         generation = self.core.store.tree.generation
-        self._journal.append(encode(Record(by.id, head, kind, arguments, outcome, generation, tuple(outputs))))
+        self._journal.append(encode((by.id, head, kind, arguments, outcome, generation, tuple(outputs))))
         if self.words[W_ASLEEP]:
             self._wake()
         channels, dirty = self._channels, self._dirty
         cause = by.id, head
+        overflowed: list[Channel] = []
         for output in outputs:
-            to = channels[output.connection]
+            number, _, data, pending, _ = output
+            to = channels[number]
             if to.connection.closed:
                 continue  # its slot may be another's already
             to.carry_out(output, head if to is channel else None, cause)
             dirty[to] = None
-            if output.pending and self.rings is not None:
+            if to.connection.overflowed:
+                overflowed.append(to)
+            if pending and self.rings is not None:
                 self.rings.has_to_wait(to, output)
                 if to is not channel and channel is not None and channel.bound:
-                    self._link(cause, sum(op == Op.WATCH_EVENT for op, _ in messages(output.data)) if to.bound else 1)
-        for output in outputs:
-            to = channels[output.connection]
-            if to.connection.overflowed:
-                self._hang_up(to, DOES_NOT_READ)
+                    self._link(cause, sum(op == Op.WATCH_EVENT for op, _ in messages(data)) if to.bound else 1)
+        for to in overflowed:
+            self._hang_up(to, DOES_NOT_READ)
         if kind in CHANGES_CONNECTIONS:
             self._follow(kind, arguments)
             self._answer_anew(by, reply)
@@ -514,39 +518,38 @@ class Loop:
         log.warning("connection %d %s and was closed", channel.connection.id, why)
         self.close(channel)
 
-    def _place(self, channel: Channel | None, reply: bytes) -> list[Output]:
-        core, channels, rings = self.core, self._channels, self.rings
-        made: dict[Channel, list[bytes]] = {}
-        ends: dict[Channel, int] = {}
-
-        def put(to: Channel, message: bytes, event: bool) -> None:
-            end = (ends.get(to, to.end) + len(message)) & M32
-            if event:
-                if message[HEADER_SIZE] != 64 and to.is_queued(message, end):  # never those that begin with @
-                    return
-                made_now = (end - to.end) & M32  # by this record, this message included
-                if to.bound and rings is not None and rings.gate.over_memory(to, made_now):
-                    return
-            ends[to] = end
-            made.setdefault(to, []).append(message)
-
+    def _place(self, channel: Channel | None, reply: bytes) -> list[Placed]:
+        """Where the events of this request, and its reply between them, will stand."""
+        core, channels = self.core, self._channels
+        touched: list[Channel] = []
         for connection, event in core.events:
-            put(channels.get(connection.id) or self.channel(connection), event, True)
+            self._put(touched, channels.get(connection.id) or self.channel(connection), event, event=True)
         if channel is not None:
-            put(channel, reply, False)
+            self._put(touched, channel, reply, event=False)
         for connection, event in core.late_events:
-            put(self.channel(connection), event, True)
+            self._put(touched, channels.get(connection.id) or self.channel(connection), event, event=True)
         core.events.clear()
         core.late_events.clear()
-        deadline = rings.deadline() if rings is not None else 0
-        return [
-            to.place(
-                parts[0] if len(parts) == 1 else b"".join(parts),
-                events=to is not channel or len(parts) > 1,
-                deadline=deadline,
-            )
-            for to, parts in made.items()
-        ]
+        deadline = self.rings.deadline() if self.rings is not None else 0
+        outputs: list[Placed] = []
+        for to in touched:
+            parts, to.parts, to.parts_size = to.parts, [], 0
+            data = parts[0] if len(parts) == 1 else b"".join(parts)
+            outputs.append(to.place(data, events=to is not channel or len(parts) > 1, deadline=deadline))
+        return outputs
+
+    def _put(self, touched: list[Channel], to: Channel, message: bytes, *, event: bool) -> None:
+        size = to.parts_size + len(message)
+        if event:
+            # never those that begin with @
+            if message[HEADER_SIZE] != _AT and to.is_queued(message, (to.end + size) & M32):
+                return
+            if to.bound and self.rings is not None and self.rings.gate.over_memory(to, size):
+                return
+        if not to.parts:
+            touched.append(to)
+        to.parts.append(message)
+        to.parts_size = size
 
     def flush(self) -> None:
         """Sends what was made.  Who cannot take it all is waited for."""

@@ -39,7 +39,7 @@ from xenstore_logic.gate import Gate
 from xenstore_logic.host import Later, XenHost
 from xenstore_state.domains import PRIVILEGED
 from xenstore_state.effects import EXPIRE, IGNORE, INTRODUCE
-from xenstore_state.records import Output
+from xenstore_state.records import Placed
 from xenstore_state.registrar import NEWS, News
 
 if TYPE_CHECKING:
@@ -378,10 +378,11 @@ class Rings:
         seconds = seconds if isinstance(seconds, int) else EVENT_SECONDS
         return int((time.monotonic() + seconds) * 1000) if seconds else 0
 
-    def has_to_wait(self, channel: Channel, output: Output) -> None:
+    def has_to_wait(self, channel: Channel, output: Placed) -> None:
         """Output waits for a guest."""
-        if output.deadline:
-            self._expiring.setdefault(channel, output.deadline)
+        deadline = output[4]
+        if deadline:
+            self._expiring.setdefault(channel, deadline)
 
     def _expire(self, channel: Channel, now: int) -> None:
         """Drops events that a guest has not read in time."""

@@ -59,6 +59,10 @@ class Output(NamedTuple):
     """When events among those that wait are dropped, in milliseconds of the monotonic clock; 0: never."""
 
 
+Placed = tuple[int, int, bytes, bool, int]
+"""An `Output` as a plain tuple: one is made for every event."""
+
+
 class Record(NamedTuple):
     """One record."""
 
@@ -72,8 +76,7 @@ class Record(NamedTuple):
     """"" or the name of the error with which the effect ended."""
     generation: int
     """Generation of the tree afterwards."""
-    outputs: tuple[Output, ...]
-    """A record read back has plain tuples here."""
+    outputs: tuple[Placed, ...]
 
 
 def decode(body: bytes) -> Record:
@@ -101,16 +104,15 @@ def decode(body: bytes) -> Record:
     return record
 
 
-def wait(connection: Connection, output: Output, cause: tuple[int, int]) -> None:
+def wait(connection: Connection, output: Placed, cause: tuple[int, int]) -> None:
     """Output that a record says has to wait.  For a connection that quotas bind, each message waits for itself."""
-    connection.overflowed = connection.overflowed or not output.data
+    _, position, data, _, deadline = output
+    connection.overflowed = connection.overflowed or not data
     if connection.subject.quotas is None:
-        connection.pending.append(output.position, output.data, 0, cause)
+        connection.pending.append(position, data, 0, cause)
         return
-    position = output.position
-    for op, message in messages(output.data):
-        deadline = output.deadline if op == Op.WATCH_EVENT else 0
-        connection.pending.append(position, message, deadline, cause)
+    for op, message in messages(data):
+        connection.pending.append(position, message, deadline if op == Op.WATCH_EVENT else 0, cause)
         position = (position + len(message)) & M32
 
 
@@ -174,7 +176,7 @@ class Applier:
         for to, position, data, pending, deadline in record.outputs:
             connection = self.store.items.connections.get(to)
             if pending and connection is not None:
-                wait(connection, Output(to, position, data, pending, deadline), (record.connection, record.head))
+                wait(connection, (to, position, data, pending, deadline), (record.connection, record.head))
                 self._waiting[to] = connection
         self.store.opened.clear()
         self.last = record

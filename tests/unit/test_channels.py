@@ -85,7 +85,7 @@ class Life:
     def record(self, size: int, dies: str) -> None:
         """A request of ten bytes that is answered with `size`; Logic may die before or after it carries that out."""
         data = pattern(len(self.stream), size)
-        output = self.channel.place(data)
+        output = Output._make(self.channel.place(data))
         self.head = (self.head + 10) & M32
         # Published: State applies it, as soon or as late as it likes.
         self.in_state.pending.trim(output_made(self.box, 0))
