@@ -1,7 +1,7 @@
 """What pyproject.toml cannot say: extensions that may be missing, for want of a compiler or because nobody asked for them.
 
-`_lanes` is compiled wherever there is a compiler.  With XOARSTORE_COMPILED=1 the typed modules on the way of a request are
-compiled too, by mypyc and as they stand: what they do is the same, in half the time (`docs/decisions/007`).
+`_lanes` and `_journal` are compiled wherever there is a compiler.  With XOARSTORE_COMPILED=1 the typed modules on the way of
+a request are compiled too, by mypyc and as they stand: what they do is the same, in half the time (`docs/decisions/007`).
 """
 
 import os
@@ -34,12 +34,14 @@ HOT = [
 
 def extensions() -> list[Extension]:
     """What is to be compiled."""
-    lanes = Extension("recovery_box._lanes", ["recovery_box/_lanes.c"], optional=True)
+    helpers = [
+        Extension(f"recovery_box.{name}", [f"recovery_box/{name}.c"], optional=True) for name in ("_lanes", "_journal")
+    ]
     if os.environ.get("XOARSTORE_COMPILED") != "1":
-        return [lanes]
+        return helpers
     from mypyc.build import mypycify  # noqa: PLC0415  # needed by nobody else
 
-    return [lanes, *mypycify(["--strict", *HOT], opt_level="2", debug_level="0")]
+    return [*helpers, *mypycify(["--strict", *HOT], opt_level="2", debug_level="0")]
 
 
 setup(ext_modules=extensions())

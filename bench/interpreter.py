@@ -30,7 +30,7 @@ print(json.dumps({"implementation": platform.python_implementation(), "version":
                   "compiler": platform.python_compiler(), "compiled": sorted(compiled),
                   "where": importlib.import_module("xenstored").__path__[0]}))
 """
-_HELPER = "recovery_box._lanes"
+_HELPERS = frozenset({"recovery_box._lanes", "recovery_box._journal"})
 
 
 class Build(NamedTuple):
@@ -46,19 +46,19 @@ class Build(NamedTuple):
 
     @property
     def ahead_of_time(self) -> bool:
-        """Whether typed modules are compiled, beyond the helper for two system calls."""
-        return any(name != _HELPER for name in self.compiled)
+        """Whether typed modules are compiled, beyond the helpers."""
+        return any(name not in _HELPERS for name in self.compiled)
 
     @property
     def name(self) -> str:
-        """`compiled`, `plain`, or `plain without compiled system calls`."""
+        """`compiled`, `plain`, or `plain without compiled helpers`."""
         if self.ahead_of_time:
             return "compiled"
-        return "plain" if _HELPER in self.compiled else "plain without compiled system calls"
+        return "plain" if set(self.compiled) >= _HELPERS else "plain without compiled helpers"
 
     def describe(self) -> str:
         """For people."""
-        modules = [name for name in self.compiled if name != _HELPER]
+        modules = [name for name in self.compiled if name not in _HELPERS]
         what = f"compiled ahead of time ({len(modules)} modules)" if modules else self.name
         return f"{what}, {self.implementation} {self.version} ({self.compiler})"
 

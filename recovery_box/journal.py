@@ -17,8 +17,15 @@ Knows nothing of what bodies mean.
 
 import struct
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Any, Final
 from zlib import crc32
+
+import msgpack
+
+try:
+    from recovery_box import _journal
+except ImportError:  # no compiler when this was installed
+    _journal = None  # type: ignore[assignment]  # an optional module
 
 from recovery_box.box import JOURNAL_SIZE, PAGE, W_HEAD, W_TAIL, Box
 
@@ -37,6 +44,10 @@ _SEGMENT: Final = 0x20000000
 _LAST_SEGMENT: Final = 0x30000000
 
 
+pack: Final[Callable[[tuple[Any, ...]], bytes]] = msgpack.Packer(autoreset=True).pack
+"""A record as the body that stands in the journal."""
+
+
 class JournalCorrupt(Exception):
     """A record cannot be what the producer wrote.  It and all later ones must be discarded."""
 
@@ -48,10 +59,11 @@ class RecordTooLarge(Exception):
 class Producer:
     """The writing end.  One per box at a time; a new one continues where the last one published."""
 
-    __slots__ = ("_head", "_memory", "_on_full", "_sequence", "_tail", "_words")
+    __slots__ = ("_address", "_head", "_memory", "_on_full", "_sequence", "_tail", "_words")
 
     def __init__(self, box: Box, sequence: int, on_full: Callable[[], None]) -> None:
         """`sequence` is that of the last published record; `on_full` wakes the consumer and waits a moment."""
+        self._address: object = box.address if _journal is not None else None
         self._memory = box.memory
         self._words = box.words.view
         self._head = self._words[W_HEAD]
@@ -63,6 +75,16 @@ class Producer:
     def backlog(self) -> int:
         """Bytes published and not yet consumed."""
         return self._head - self._words[W_TAIL]
+
+    def publish(self, record: tuple[Any, ...]) -> None:
+        """Publishes a record: numbers, bytes, strings, and tuples of these.  Otherwise like `append`."""
+        if self._address is not None:
+            head = _journal.publish(self._address, self._head, self._tail, self._sequence + 1, record)
+            if head is not None:
+                self._head = head
+                self._sequence += 1
+                return
+        self.append(pack(record))
 
     def append(self, body: bytes, kind: int = _WHOLE) -> None:
         """Publishes one record.  Waits while the ring is full.  Raises `RecordTooLarge`."""

@@ -34,7 +34,7 @@ from xenstore_logic.host import Later
 from xenstore_logic.rings import Rings
 from xenstore_state.domains import PRIVILEGED
 from xenstore_state.effects import CHANGES_CONNECTIONS, CLOSE, DIGEST, ENDS_DOMAIN, INTRODUCE, NOTHING
-from xenstore_state.records import Placed, Record, encode
+from xenstore_state.records import Placed, Record
 
 log = logging.getLogger(__name__)
 
@@ -395,7 +395,7 @@ class Loop:
         if not core.events and not core.late_events and not by.pending.chunks and len(reply) <= lane.room:
             # Nobody else is told: the common case of the general one below, for speed.
             output = (by.id, lane.made, reply, False, 0)
-            self._journal.append(encode((by.id, head, kind, arguments, outcome, generation, (output,))))
+            self._journal.publish((by.id, head, kind, arguments, outcome, generation, (output,)))
             if self.words[W_ASLEEP]:
                 self._wake()
             lane.answer(reply, head)
@@ -417,7 +417,7 @@ class Loop:
         kind, arguments, outcome = effect
         outputs = self._place(channel, reply)
         generation = self.core.store.tree.generation
-        self._journal.append(encode((by.id, head, kind, arguments, outcome, generation, tuple(outputs))))
+        self._journal.publish((by.id, head, kind, arguments, outcome, generation, tuple(outputs)))
         if self.words[W_ASLEEP]:
             self._wake()
         channels, dirty = self._channels, self._dirty
@@ -599,7 +599,7 @@ class Loop:
         self.core.effect = None
         self.core.store.closed.clear()
         generation = self.core.store.tree.generation
-        self._journal.append(encode((by.id, channel.lane.head, CLOSE, (), "", generation, ())))
+        self._journal.publish((by.id, channel.lane.head, CLOSE, (), "", generation, ()))
         if self.words[W_ASLEEP]:
             self._wake()
         del self._channels[by.id], self._by_fd[by.fd]

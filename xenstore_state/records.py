@@ -15,6 +15,7 @@ from protocol.ops import Op
 from protocol.wire import PAYLOAD_MAX, messages
 from recovery_box.box import REGION_SIZE
 from recovery_box.items import M32, Connection, ItemError
+from recovery_box.journal import pack
 from xenstore_state.effects import (
     CHANGES_TREE,
     CLOSE,
@@ -31,10 +32,7 @@ from xenstore_state.effects import (
 from xenstore_state.quotas import QuotaExceeded
 from xenstore_state.store import Store
 
-_pack: Final = msgpack.Packer(autoreset=True).pack
-
-
-encode: Final[Callable[["Record | tuple[Any, ...]"], bytes]] = _pack
+encode: Final[Callable[["Record | tuple[Any, ...]"], bytes]] = pack
 """A record (or a plain tuple of its fields) as it stands in the journal."""
 
 ARGUMENT_MAX: Final = PAYLOAD_MAX + 32

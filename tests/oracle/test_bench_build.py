@@ -22,9 +22,10 @@ def test_a_build_tells_its_version_and_where_it_stands() -> None:
 
 def test_what_is_compiled_makes_the_difference() -> None:
     build = build_of(sys.executable)
-    assert build._replace(compiled=("recovery_box._lanes",)).name == "plain"
-    assert build._replace(compiled=()).name == "plain without compiled system calls"
-    assert build._replace(compiled=("recovery_box._lanes", "xenstore_state.tree")).name == "compiled"
+    helpers = ("recovery_box._journal", "recovery_box._lanes")
+    assert build._replace(compiled=helpers).name == "plain"
+    assert build._replace(compiled=helpers[1:]).name == "plain without compiled helpers"
+    assert build._replace(compiled=(*helpers, "xenstore_state.tree")).name == "compiled"
 
 
 def test_an_interpreter_without_the_daemon_is_refused() -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 from recovery_box.journal import Producer
 from recovery_box.lanes import Lane
 from tests.torture.injections import Injector, before
-from tests.torture.logic_steps import use_python_lanes
+from tests.torture.logic_steps import use_python
 from xenstore_logic.loop import Loop
 from xenstore_state.keeper import Keeper
 from xenstore_state.tree import Tree
@@ -29,7 +29,7 @@ SELDOM: Final = 0.02
 def publish_after_send(injector: Injector) -> None:
     """Replies leave before the records they rest on are published."""
     waiting: list[tuple[Producer, tuple[Any, ...]]] = []
-    append, flush, turn = Producer.append, Loop.flush, Loop.turn
+    publish_one, flush, turn = Producer.publish, Loop.flush, Loop.turn
 
     def later(self: Producer, *arguments: Any) -> None:
         waiting.append((self, arguments))
@@ -38,7 +38,7 @@ def publish_after_send(injector: Injector) -> None:
         if waiting:
             injector.at(CRASH)
         for producer, arguments in waiting:
-            append(producer, *arguments)
+            publish_one(producer, *arguments)
         waiting.clear()
 
     def flushed(self: Loop) -> None:
@@ -49,14 +49,14 @@ def publish_after_send(injector: Injector) -> None:
         turn(self, *arguments)
         publish()
 
-    Producer.append = later  # type: ignore[method-assign,assignment]
+    Producer.publish = later  # type: ignore[method-assign,assignment]
     Loop.flush = flushed  # type: ignore[method-assign]
     Loop.turn = turned  # type: ignore[method-assign,assignment]
 
 
 def region_not_filled(injector: Injector) -> None:
     """A request is marked as answered before its reply stands in the region."""
-    use_python_lanes()
+    use_python()
 
     def answer(self: Lane, reply: bytes, head: int) -> None:
         made = self.made
@@ -69,7 +69,7 @@ def region_not_filled(injector: Injector) -> None:
 
 def positions_packed(injector: Injector) -> None:
     """Positions are stored as `struct.pack_into` stores: the target is cleared first, and filled then."""
-    use_python_lanes()
+    use_python()
 
     def publish(self: Lane, head: int, made: int) -> None:
         self.head, self.made = head, made

@@ -1,6 +1,6 @@
 """Logic's steps, from readiness to the reply, and where in the code they lie.
 
-Lanes in Python take the place of the compiled ones, so that a crash can fall between any two of their stores; where a step
+Lanes and journal in Python take the place of the compiled ones, so that a crash can fall between any two of their stores; where a step
 is inside a copy or a system call, what it works on is replaced by something that stops half-way.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-from recovery_box import lanes
+from recovery_box import journal, lanes
 from recovery_box.box import W_HEAD, Box
 from recovery_box.custody import Handover
 from recovery_box.journal import Producer
@@ -62,7 +62,7 @@ class Words:
 
 def install(injector: Injector) -> None:
     """Patches the classes of Logic."""
-    use_python_lanes()
+    use_python()
     _starting(injector)
     _receiving(injector)
     _publishing(injector)
@@ -72,9 +72,10 @@ def install(injector: Injector) -> None:
     _connections(injector)
 
 
-def use_python_lanes() -> None:
-    """Takes `Lane` in place of the compiled one."""
+def use_python() -> None:
+    """Takes lane and journal as they are in Python, in place of the compiled ones."""
     loop.BestLane = Lane  # type: ignore[attr-defined]
+    journal._journal = None  # type: ignore[assignment]
 
 
 def _starting(injector: Injector) -> None:
@@ -85,7 +86,7 @@ def _starting(injector: Injector) -> None:
 def _receiving(injector: Injector) -> None:
     after(lanes, "_recvmmsg", lambda n, *_: injector.at("in recvmmsg: bytes there, result not seen", when=n == 1))
     after(Lane, "receive", lambda got, *_: injector.at("received, handler not started", when=got > 0))
-    before(Core, "handle", lambda *_: injector.at("before the request is applied"))
+    before(Core, "serve", lambda *_: injector.at("before the request is applied"))
 
 
 def _publishing(injector: Injector) -> None:
@@ -94,8 +95,8 @@ def _publishing(injector: Injector) -> None:
         producer._words = Words(box.words.view, W_HEAD, injector, "record copied, its index not stored")
 
     after(Producer, "__init__", made)
-    before(Producer, "append", lambda *_: injector.at("applied, nothing published"))
-    after(Producer, "append", lambda *_: injector.at("published, output in no region"))
+    before(Producer, "publish", lambda *_: injector.at("applied, nothing published"))
+    after(Producer, "publish", lambda *_: injector.at("published, output in no region"))
 
 
 def _answering(injector: Injector) -> None:

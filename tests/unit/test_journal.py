@@ -9,6 +9,7 @@ from pathlib import Path
 from unittest import mock
 from zlib import crc32
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -481,3 +482,49 @@ def test_an_empty_journal_yields_nothing(tmp_path: Path) -> None:
     assert consumer.empty
     assert list(consumer.records()) == []
     assert consumer.discard() == ([], True)
+
+
+# ---- compiled
+
+
+NUMBERS = st.integers(-(2**63), 2**64 - 1) | st.sampled_from(
+    [2**k + d for k in (7, 8, 15, 16, 31, 32, 63) for d in (-1, 0)]
+)
+FIELDS = st.recursive(
+    NUMBERS | NUMBERS.map(lambda n: -n // 2) | st.booleans() | st.binary(max_size=70_000) | st.text(max_size=300),
+    lambda inner: st.lists(inner, max_size=20).map(tuple),
+    max_leaves=20,
+)
+
+
+@pytest.mark.skipif(journal._journal is None, reason="no compiler when this was installed")
+@examples(200)
+@given(records=st.lists(st.lists(FIELDS, max_size=7).map(tuple), max_size=5), offset=st.integers(0, SEGMENT_MAX // 8))
+def test_a_record_is_published_alike_compiled_or_not(
+    shared_box: Box, records: list[tuple[object, ...]], offset: int
+) -> None:
+    """Wherever the ring ends, and whatever the record holds."""
+    rings = []
+    for compiled in (True, False):
+        box = fresh(shared_box)
+        box.words[W_HEAD] = box.words[W_TAIL] = JOURNAL_SIZE - 8 * offset
+        with mock.patch.object(journal, "_journal", journal._journal if compiled else None):
+            producer = Producer(box, 7, refuse)
+            for record in records:
+                producer.publish(record)
+        consumer = Consumer(box)
+        consumer.resume(7)
+        rings.append((box.words[W_HEAD], list(consumer.records())))
+    assert rings[0] == rings[1]
+    assert rings[0][1] == [msgpack.packb(record) for record in records]
+
+
+@pytest.mark.skipif(journal._journal is None, reason="no compiler when this was installed")
+def test_compiled_publishing_leaves_what_it_cannot_do_itself(box: Box) -> None:
+    """No room, a record that must be split, numbers and types that no record has."""
+    where = box.address, JOURNAL_SIZE
+    assert journal._journal.publish(*where, 0, 1, (1,)) is None
+    assert journal._journal.publish(box.address, 0, JOURNAL_SIZE, 1, (1,)) is None
+    for odd in ((bytes(SEGMENT_MAX),), (2**64,), (1.5,), ([1],), ("\ud800",), ((((((((((1,),),),),),),),),),)):
+        assert journal._journal.publish(box.address, 0, 0, 1, odd) is None
+    assert box.words[W_HEAD] == 0
