@@ -399,7 +399,7 @@ MUTATIONS: Final = (
         "last-output-lost",
         "a new Logic does not make the output of the last record",
         "xenstore_logic.loop",
-        "for output in map(Output._make, last.outputs if last is not None else ()):",
+        "for output in last.outputs if last is not None else ():",
         "for output in ():",
         "tests/unit/test_ring_loop.py",
     ),

@@ -1,7 +1,7 @@
 """Logic's steps, from readiness to the reply, and where in the code they lie.
 
-Lanes and journal in Python take the place of the compiled ones, so that a crash can fall between any two of their stores; where a step
-is inside a copy or a system call, what it works on is replaced by something that stops half-way.
+Lanes and journal in Python take the place of the compiled ones, so that a crash can fall between any two of their stores;
+where a step is inside a copy or a system call, what it works on is replaced by something that stops half-way.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def install(injector: Injector) -> None:
 def use_python() -> None:
     """Takes lane and journal as they are in Python, in place of the compiled ones."""
     loop.BestLane = Lane  # type: ignore[attr-defined]
-    journal._journal = None  # type: ignore[assignment]
+    vars(journal)["_journal"] = None
 
 
 def _starting(injector: Injector) -> None:

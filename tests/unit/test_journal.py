@@ -487,6 +487,7 @@ def test_an_empty_journal_yields_nothing(tmp_path: Path) -> None:
 # ---- compiled
 
 
+COMPILED = vars(journal)["_journal"]
 NUMBERS = st.integers(-(2**63), 2**64 - 1) | st.sampled_from(
     [2**k + d for k in (7, 8, 15, 16, 31, 32, 63) for d in (-1, 0)]
 )
@@ -497,7 +498,7 @@ FIELDS = st.recursive(
 )
 
 
-@pytest.mark.skipif(journal._journal is None, reason="no compiler when this was installed")
+@pytest.mark.skipif(COMPILED is None, reason="no compiler when this was installed")
 @examples(200)
 @given(records=st.lists(st.lists(FIELDS, max_size=7).map(tuple), max_size=5), offset=st.integers(0, SEGMENT_MAX // 8))
 def test_a_record_is_published_alike_compiled_or_not(
@@ -508,7 +509,7 @@ def test_a_record_is_published_alike_compiled_or_not(
     for compiled in (True, False):
         box = fresh(shared_box)
         box.words[W_HEAD] = box.words[W_TAIL] = JOURNAL_SIZE - 8 * offset
-        with mock.patch.object(journal, "_journal", journal._journal if compiled else None):
+        with mock.patch.object(journal, "_journal", COMPILED if compiled else None):
             producer = Producer(box, 7, refuse)
             for record in records:
                 producer.publish(record)
@@ -519,12 +520,12 @@ def test_a_record_is_published_alike_compiled_or_not(
     assert rings[0][1] == [msgpack.packb(record) for record in records]
 
 
-@pytest.mark.skipif(journal._journal is None, reason="no compiler when this was installed")
+@pytest.mark.skipif(COMPILED is None, reason="no compiler when this was installed")
 def test_compiled_publishing_leaves_what_it_cannot_do_itself(box: Box) -> None:
     """No room, a record that must be split, numbers and types that no record has."""
     where = box.address, JOURNAL_SIZE
-    assert journal._journal.publish(*where, 0, 1, (1,)) is None
-    assert journal._journal.publish(box.address, 0, JOURNAL_SIZE, 1, (1,)) is None
+    assert COMPILED.publish(*where, 0, 1, (1,)) is None
+    assert COMPILED.publish(box.address, 0, JOURNAL_SIZE, 1, (1,)) is None
     for odd in ((bytes(SEGMENT_MAX),), (2**64,), (1.5,), ([1],), ("\ud800",), ((((((((((1,),),),),),),),),),)):
-        assert journal._journal.publish(box.address, 0, 0, 1, odd) is None
+        assert COMPILED.publish(box.address, 0, 0, 1, odd) is None
     assert box.words[W_HEAD] == 0

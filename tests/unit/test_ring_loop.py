@@ -35,6 +35,7 @@ from protocol.ring import (
     RSP_PROD,
 )
 from protocol.wire import Framer, Message
+from recovery_box import journal
 from recovery_box.box import NO_REQUEST, PAGE, REGION_SIZE, W_ACTIVE, W_RING, Box
 from recovery_box.items import Connection
 from recovery_box.journal import Consumer, Producer
@@ -401,6 +402,12 @@ class Guest(Peer):
         replies = [m for m in self.take() if m.op != Op.WATCH_EVENT]
         assert [m.req_id for m in replies] == list(range(self.last_id - len(requests) + 1, self.last_id + 1))
         return [m.payload for m in replies]
+
+
+@pytest.fixture(autouse=True)
+def journal_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose single stores one can die of."""
+    monkeypatch.setattr(journal, "_journal", None)
 
 
 @pytest.fixture(scope="module")

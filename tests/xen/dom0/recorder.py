@@ -16,7 +16,6 @@ import os
 import sys
 from typing import Final
 
-from protocol.wire import HEADER, HEADER_SIZE
 from recovery_box.items import Connection
 from xenstore_logic import domains
 from xenstore_logic.channels import Channel
@@ -24,7 +23,7 @@ from xenstore_logic.core import Core
 from xenstore_logic.loop import Loop
 from xenstored.__main__ import main
 
-_handle: Final = Core.handle
+_serve: Final = Core.serve
 _close: Final = Loop.close
 _gone: Final = domains.gone
 _shut_down: Final = domains.shut_down
@@ -37,12 +36,11 @@ def record_into(path: str) -> None:
     def line(*words: object) -> None:
         os.write(fd, (" ".join(map(str, words)) + "\n").encode())
 
-    def handle(core: Core, by: Connection, op: int, req_id: int, tx_id: int, payload: bytes) -> bytes:
-        reply = _handle(core, by, op, req_id, tx_id, payload)
+    def serve(core: Core, by: Connection, op: int, tx_id: int, payload: bytes) -> tuple[int, bytes]:
+        answer, body = _serve(core, by, op, tx_id, payload)
         kind = "socket" if by.socket else "ring"
-        answer = reply[HEADER_SIZE:].hex() or "-"
-        line("q", by.id, by.domid, kind, op, tx_id, payload.hex() or "-", HEADER.unpack_from(reply)[0], answer)
-        return reply
+        line("q", by.id, by.domid, kind, op, tx_id, payload.hex() or "-", answer, body.hex() or "-")
+        return answer, body
 
     def close(loop: Loop, channel: Channel) -> None:
         line("close", channel.connection.id)
@@ -60,7 +58,7 @@ def record_into(path: str) -> None:
             line("shutdown", domid)
         return news
 
-    Core.handle = handle  # type: ignore[method-assign, assignment]
+    Core.serve = serve  # type: ignore[method-assign, assignment]
     Loop.close = close  # type: ignore[method-assign, assignment]
     domains.gone = gone
     domains.shut_down = shut_down
