@@ -13,7 +13,7 @@ USUAL: Final = (
     "tests/unit/test_core.py",
     "tests/unit/test_quotas.py",
     "tests/unit/test_domains.py",
-    "tests/conformance/test_edge_watches.py",
+    "tests/conformance/test_cases.py",
 )
 
 
@@ -146,7 +146,6 @@ MUTATIONS: Final = (
         "tree.set_value(node, value, tree.generation)",
         "tests/unit/test_core.py",
         "tests/unit/test_tree.py",
-        "tests/conformance/test_edge_nodes.py",
         "tests/conformance/test_cases.py",
     ),
     _(
