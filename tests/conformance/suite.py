@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from tests.conformance.subject import UnderTest
-from tests.conformance.transcript import Case
+from tests.conformance.transcript import LIKE, Case
 from tests.conformance.verdict import Result, play_case
 
 LOST = 3
@@ -26,8 +26,13 @@ def why_not(daemon: UnderTest, case: Case) -> str:
 
 
 def play_all(daemon: UnderTest, cases: Iterable[Case]) -> Iterator[Result]:
-    """Every case in turn; those that are alone on a daemon of their own, if it can be started from here."""
+    """Every case in turn; those that are alone on a daemon of their own, if it can be started from here.
+
+    A daemon that can't is asked last for what it is known not to survive.
+    """
     lost = 0
+    if daemon.process is None:  # it can't be started again
+        cases = sorted(cases, key=lambda case: case.may_end(LIKE[daemon.kind]))
     for case in cases:
         reason = why_not(daemon, case)
         if not reason and lost >= LOST:

@@ -111,6 +111,13 @@ def test_a_daemon_that_dies_is_a_result_and_is_started_again(fresh_daemon: Daemo
     assert next(results).verdict is Verdict.KNOWN
 
 
+def test_what_a_daemon_is_known_not_to_survive_is_asked_last(daemon: UnderTest, cases: list[Case]) -> None:
+    fatal = parse_file("case fatal\n\ndom0 READ /t| -> =\n  c-4.17 (dies): -> dies\n")[0]
+    elsewhere = UnderTest(daemon.socket, None, "c")
+    assert [result.case.name for result in play_all(elsewhere, [fatal, cases[0]])] == ["right", "fatal"]
+    assert [result.case.name for result in play_all(socket_only(daemon), [fatal, cases[0]])] == ["fatal", "right"]
+
+
 def test_results_as_junit(tmp_path: Path, cases: list[Case]) -> None:
     bad, skipped = Result(cases[1], error="not played to its end: why <not>"), Result(cases[2], skipped="no Xen")
     write_junit(tmp_path / "out.xml", "some daemon", [Result(cases[0]), bad, skipped])

@@ -140,6 +140,10 @@ class Case:
     def actors(self) -> set[str]:
         return {step.actor for step in self.steps}
 
+    def may_end(self, labels: Iterable[str]) -> bool:
+        """Whether a daemon with these labels is known not to survive it."""
+        return any(step.expected(labels).fatal for step in self.steps)
+
     def needs_rings(self) -> bool:
         """Whether somebody sits at a ring."""
         return any(is_ring(actor) for actor in self.actors())

@@ -66,7 +66,7 @@ class Result:
 
 def play_case(player: Player, case: Case) -> Result:
     """Plays the case; stops early when the daemon does not answer again and again."""
-    result = Result(case, fatal=any(step.expected(player.labels).fatal for step in case.steps))
+    result = Result(case, fatal=case.may_end(player.labels))
     begin = time.monotonic()
     silences = 0
     try:
