@@ -150,6 +150,8 @@ class Consumer:
         """Goes on where another consumer of this journal has died, after it had read record `last`, or the one before."""
         words, memory = self._words, self._memory
         self._tail, self.sequence = words[W_TAIL], last
+        if self._tail == words[W_HEAD]:
+            return
         at = self._tail & _MASK
         if JOURNAL_SIZE - at < _ENTRY.size:
             self._release(self._tail + JOURNAL_SIZE - at)
