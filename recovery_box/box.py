@@ -87,8 +87,8 @@ class SharedWords:
 class Box:
     """The mapped file.  `path` is removed by `unlink`; the mapping lives as long as the process."""
 
-    def __init__(self, path: str, max_connections: int = 16384, *, kept: int | None = None, anew: bool = False) -> None:
-        """Makes the file; or, given a descriptor that was kept of one, goes on with what is in it, unless all begins anew."""
+    def __init__(self, path: str, max_connections: int = 16384, *, kept: int | None = None) -> None:
+        """Makes the file; or, given a descriptor that was kept of one, goes on with what is in it."""
         if sys.byteorder != "little":
             raise BoxError("the recovery box is laid out for little-endian machines")
         self.path = path
@@ -104,7 +104,7 @@ class Box:
                 fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise BoxError(f"{path} is in use by another daemon") from None
-            if kept is None or anew:
+            if kept is None:
                 os.ftruncate(self.fd, 0)
                 os.ftruncate(self.fd, size)
             elif found.st_size != size:
@@ -117,11 +117,24 @@ class Box:
             raise
         self.words = SharedWords(self.memory)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
-        if kept is not None and not anew and (self.words[W_MAGIC], self.words[W_VERSION]) != (MAGIC, VERSION):
+        if kept is None:
+            self._begin()
+        elif (self.words[W_MAGIC], self.words[W_VERSION]) != (MAGIC, VERSION):
             raise BoxError(f"{path} was made by another version")
+
+    def _begin(self) -> None:
         self.words[W_VERSION] = VERSION
         self.words[W_ACTIVE] = NO_REQUEST
         self.words[W_MAGIC] = MAGIC
+
+    def clear(self) -> None:
+        """Forgets everything: nobody may have a connection, and no worker may live.  Raises `BoxFull`."""
+        size = os.fstat(self.fd).st_size
+        os.ftruncate(self.fd, 0)
+        os.ftruncate(self.fd, size)
+        self._allocated = 0
+        self._allocate(SLOTS_AT)
+        self._begin()
 
     def _allocate(self, end: int) -> None:
         if end > self._allocated:

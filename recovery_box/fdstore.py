@@ -1,81 +1,164 @@
-"""Descriptors that outlive the keeper: kept by somebody else, under names, and given back when the keeper starts again.
+"""Descriptors that outlive the keeper: kept by somebody else, and given back when the keeper starts again.
 
 The protocol is systemd's (sd_notify FDSTORE, sd_listen_fds): whoever keeps them, systemd itself or a guardian process of our
-own, is spoken to alike.  A descriptor's name carries its number, so that it comes back under the same one.
+own, is spoken to alike.  A descriptor's name says what it is and which number it had, so that it comes back under the same
+one.  Names are short: those of 16,384 descriptors must fit into one variable of a process's environment (128 KiB).
 Knows nothing of what the descriptors are.
 """
 
 import array
 import fcntl
+import itertools
+import logging
 import os
 import re
+import select
 import socket
 from collections.abc import MutableMapping
-from typing import Final
+from typing import Final, NamedTuple
+
+log = logging.getLogger(__name__)
 
 FIRST: Final = 3
 """Number of the first descriptor that is handed to a process at its start (SD_LISTEN_FDS_START)."""
-_NAME: Final = re.compile(r"([a-z]+[0-9]*)\.([0-9]+)")
+PATIENCE: Final = 3.0
+"""Seconds that whoever keeps descriptors may take to listen; then it counts as dead."""
+_NAME: Final = re.compile(r"([a-z]+[0-9]*)\.([0-9a-z]{1,6})")
+_DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 class FdStore:
     """The way to whoever keeps descriptors."""
 
-    def __init__(self, connected: socket.socket) -> None:
+    def __init__(self, connected: socket.socket, most: int | None = None) -> None:
+        """At most so many are kept."""
         self._socket = connected
+        connected.settimeout(PATIENCE)
+        self._room = select.poll()
+        self._room.register(connected, select.POLLOUT)
+        self._most = most
+        self._full = False
+        self.kept: dict[int, str] = {}
+        """What is kept, by number."""
+
+    def fileno(self) -> int:
+        """Readable once whoever keeps descriptors is gone (as far as that shows)."""
+        return self._socket.fileno()
+
+    def wait_for_room(self) -> None:
+        """Returns when something can be said without waiting.  Raises OSError if that takes too long."""
+        if not self._room.poll(PATIENCE * 1000):
+            raise TimeoutError("it does not listen")
 
     def keep(self, what: str, fd: int) -> None:
-        """Has a descriptor kept: `what` names it, its number comes along.  Raises OSError."""
-        text = f"FDSTORE=1\nFDPOLL=0\nFDNAME={what}.{fd}".encode()
+        """Has a descriptor kept.  Raises OSError."""
+        if self._most is not None and len(self.kept) >= self._most:
+            if not self._full:
+                self._full = True
+                log.warning(
+                    "no more than %d descriptors are kept: further connections would end with State", self._most
+                )
+            return
+        self.kept[fd] = what
+        text = f"FDSTORE=1\nFDPOLL=0\nFDNAME={what}.{_in_digits(fd)}".encode()
         self._socket.sendmsg([text], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))])
 
-    def drop(self, what: str, fd: int) -> None:
+    def drop(self, fd: int) -> None:
         """Has a descriptor given up.  Raises OSError."""
-        self._socket.send(f"FDSTOREREMOVE=1\nFDNAME={what}.{fd}".encode())
+        what = self.kept.pop(fd, None)
+        if what is not None:
+            self._full = False
+            self._socket.send(f"FDSTOREREMOVE=1\nFDNAME={what}.{_in_digits(fd)}".encode())
 
     def say(self, text: str) -> None:
-        """Any other notification, such as STOPPING=1."""
+        """Any other notification, such as STOPPING=1.  Raises OSError."""
         self._socket.send(text.encode())
 
+    def stop(self) -> None:
+        """Nothing is to be kept any more: the keeper ends.  Raises OSError."""
+        self.say("STOPPING=1")
+        for fd in list(self.kept):
+            self.drop(fd)
 
-def at(address: str) -> FdStore:
+    def close(self) -> None:
+        """Nothing more is said; what is kept stays so."""
+        self._socket.close()
+
+
+def at(address: str, most: int | None = None) -> FdStore:
     """The one at an address as in $NOTIFY_SOCKET.  Raises OSError."""
-    connected = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    connected = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
     connected.connect("\0" + address[1:] if address.startswith("@") else address)
-    return FdStore(connected)
+    return FdStore(connected, most)
 
 
-def inherited(environment: MutableMapping[str, str]) -> dict[str, tuple[int, int]]:
-    """What was kept, by name: (number it came under, number it is to have).  Empty at an ordinary start.
+class Inherited(NamedTuple):
+    """One descriptor that was kept."""
+
+    what: str
+    came: int
+    """The number it came under."""
+    number: int
+    """The number it is to have."""
+
+
+def inherited(environment: MutableMapping[str, str]) -> list[Inherited]:
+    """What was kept.  Empty at an ordinary start.
 
     Takes the variables that say so out of the environment: they are not for children.
     """
     count, names = environment.pop("LISTEN_FDS", ""), environment.pop("LISTEN_FDNAMES", "")
     pid = environment.pop("LISTEN_PID", "")
     if not count.isdecimal() or (pid and pid != str(os.getpid())):
-        return {}
-    found = {}
+        return []
+    found = []
     for number, name in zip(range(FIRST, FIRST + int(count)), names.split(":"), strict=False):
         match = _NAME.fullmatch(name)
         if match is not None:
-            found[match[1]] = number, int(match[2])
+            found.append(Inherited(match[1], number, int(match[2], 36)))
         else:
             os.close(number)
     return found
 
 
-def above(kept: dict[str, tuple[int, int]]) -> int:
-    """From this number on no inherited descriptor comes or is to have its place."""
-    return 1 + max((max(pair) for pair in kept.values()), default=FIRST)
+def settle(kept: list[Inherited], others: tuple[int, ...] = ()) -> tuple[dict[int, str], tuple[int, ...]]:
+    """Moves inherited descriptors to the numbers they had, and others that came along out of their way.
+
+    By number, what the kept ones are; the new numbers of the others.  None outlives an exec.  Needs one free number only.
+    """
+    wanted = {one.number for one in kept}
+    came = {*others, *(one.came for one in kept)}
+    free = (n for n in itertools.count(FIRST) if n not in wanted and (n in came or not _is_open(n)))
+    places = [(one.came, one.number) for one in kept] + [(fd, next(free)) for fd in others]
+    there = dict(places)
+    while there:
+        fd, place = there.popitem()
+        if fd == place:
+            os.set_inheritable(fd, False)
+            continue
+        if place in there:  # somebody else came under this number
+            aside = fcntl.fcntl(place, fcntl.F_DUPFD_CLOEXEC, FIRST)
+            there[aside] = there.pop(place)
+        os.dup2(fd, place, inheritable=False)
+        os.close(fd)
+    return {one.number: one.what for one in kept}, tuple(place for _, place in places[len(kept) :])
 
 
-def settle(kept: dict[str, tuple[int, int]]) -> dict[str, int]:
-    """Moves inherited descriptors to the numbers they had; by name, those numbers.  None outlives an exec."""
-    moved = {}
-    for name, (came, wanted) in kept.items():
-        moved[name] = fcntl.fcntl(came, fcntl.F_DUPFD_CLOEXEC, above(kept)), wanted
-        os.close(came)
-    for came, wanted in moved.values():
-        os.dup2(came, wanted, inheritable=False)
-        os.close(came)
-    return {name: wanted for name, (_, wanted) in moved.items()}
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def number_of(kept: dict[int, str], what: str) -> int | None:
+    """The number of the one descriptor that is this."""
+    return next((number for number, name in kept.items() if name == what), None)
+
+
+def _in_digits(number: int) -> str:
+    text = _DIGITS[number % 36]
+    while number := number // 36:
+        text = _DIGITS[number % 36] + text
+    return text

@@ -16,7 +16,7 @@ Knows nothing of what bodies mean.
 """
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 from zlib import crc32
 
@@ -134,7 +134,7 @@ class Producer:
 class Consumer:
     """The reading end; it trusts neither indices nor bytes."""
 
-    __slots__ = ("_box", "_memory", "_staged", "_tail", "_taken", "_words", "sequence")
+    __slots__ = ("_box", "_memory", "_staged", "_tail", "_taken", "_words", "on_segment", "sequence")
 
     def __init__(self, box: Box) -> None:
         self._box = box
@@ -145,9 +145,15 @@ class Consumer:
         self._taken: tuple[int, int] | None = None
         self.sequence = 0
         """Sequence number of the last entry read."""
+        self.on_segment: Callable[[int, bytes], None] = lambda sequence, body: None
+        """Told of a piece of a record that is not there completely, before its room is given back."""
 
-    def resume(self, last: int) -> None:
-        """Goes on where another consumer of this journal has died, after it had read record `last`, or the one before."""
+    def resume(self, last: int, staged: Sequence[tuple[int, bytes]] = ()) -> None:
+        """Goes on where another consumer of this journal has died, after it had read record `last`, or the one before.
+
+        `staged` are pieces it had read of the next record, with their sequence numbers.  Raises `JournalCorrupt` if records
+        are missing.
+        """
         words, memory = self._words, self._memory
         self._tail, self.sequence = words[W_TAIL], last
         if self._tail == words[W_HEAD]:
@@ -159,11 +165,21 @@ class Consumer:
         if self._tail != words[W_HEAD]:
             kind_and_length, _, sequence = _ENTRY.unpack_from(memory, PAGE + at)
             self.sequence = sequence if kind_and_length == _FILLER else sequence - 1
+        elif staged:
+            self.sequence = staged[-1][0]
+        self._staged = [body for number, body in staged if number <= self.sequence]
+        if self.sequence > max([last, *(number for number, _ in staged)]):
+            raise JournalCorrupt(f"record {last} is the last that was written down, {self.sequence + 1} follows")
 
     @property
     def taken(self) -> int:
         """Sequence number of the record last yielded."""
         return self._taken[1] if self._taken is not None else self.sequence
+
+    @property
+    def between_records(self) -> bool:
+        """Whether no part of a record was read without the rest."""
+        return not self._staged
 
     @property
     def empty(self) -> bool:
@@ -209,6 +225,8 @@ class Consumer:
             self._taken = tail + size, sequence
             if whole is not None:
                 yield whole
+            else:
+                self.on_segment(sequence, body)
             self.accept()
 
     def accept(self) -> None:

@@ -47,6 +47,7 @@ _OWNER: Final = 21
 _STAGE: Final = 22
 _LOOKED: Final = 23
 _MARK: Final = 24
+_CREDIT: Final = 25
 _IOV: Final = 2
 _IOV_COUNT: Final = 3
 _BYTES: Final = 7
@@ -198,6 +199,15 @@ class Lane:
     @stage.setter
     def stage(self, stage: int) -> None:
         self._words[self._done_word - _DONE + _STAGE] = stage
+
+    @property
+    def credit(self) -> int:
+        """What whoever serves the peer remembers of how much it may do; 0 in a prepared slot."""
+        return self._words[self._done_word - _DONE + _CREDIT]
+
+    @credit.setter
+    def credit(self, credit: int) -> None:
+        self._words[self._done_word - _DONE + _CREDIT] = credit
 
     @property
     def unsent(self) -> int:

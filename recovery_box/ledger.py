@@ -38,6 +38,7 @@ class Ledger:
         self._room = _GROW
         os.posix_fallocate(self._fd, 0, self._room)
         self._memory = mmap.mmap(self._fd, self._room)
+        self._memory.madvise(mmap.MADV_DONTFORK)  # a worker, which may be hijacked, shall not write here
         self._words = SharedWords(self._memory)
         self.end = _FRONT
         """Bytes of the file that are valid."""

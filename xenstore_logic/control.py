@@ -244,7 +244,7 @@ def _restart(core: "Core", by: Connection, arguments: list[str]) -> str:
         case ["slow"] if core.guarded:
             core.perform(effects.RESTART, by)
         case ["slow"]:
-            return "Nobody would start the daemon again: it runs without --guardian."
+            return "Nobody would start the daemon again: it runs with --no-guardian."
         case _:
             raise EINVAL
     return OK
@@ -325,7 +325,7 @@ COMMANDS: Final = {
     "quota-soft": Command(_quota_soft, "[set <name> <val>]"),
     "restart": Command(_restart, "[fast|slow]"),
     "restarts": Command(_restarts, ""),
-    "restart-policy": Command(_restart_policy, "[on-crash|every=<seconds>|after=<requests>]"),
+    "restart-policy": Command(_restart_policy, "[on-crash|every=<seconds>|after=<requests>|per-request]"),
     "snapshot": Command(_snapshot, "<name>"),
     "rollback": Command(_rollback, "<name>"),
     "snapshots": Command(_snapshots, ""),

@@ -13,6 +13,7 @@ from typing import Any, Final
 from protocol.errors import StoreError
 from protocol.ops import Op
 from protocol.wire import HEADER_SIZE
+from recovery_box.lanes import M32
 from xenstore_logic.channels import Channel
 from xenstore_logic.core import Core
 from xenstore_state.effects import CHANGES_TREE, COMMIT
@@ -27,19 +28,36 @@ WRITE_BURST: Final = 10.0
 HELD_SECONDS: Final = 0.05
 """How often a guest that is held back for its memory is looked at again."""
 WARN_SECONDS: Final = 10.0
+_ZERO: Final = 32768
+_PARTS: Final = 65536
 SMALL_REPLY: Final = 16
 """Bytes of payload up to which a reply is given whatever the memory quota says."""
 _ENOMEM: Final = StoreError("ENOMEM").payload
 
 
 class Credit:
-    """What a guest may still write while others have transactions open, and when that was last true."""
+    """What a guest may still write while others have transactions open, and when that was last true.
+
+    Its `word` stands in the box: half of it says how much, half when, so that a death tears nothing.
+    """
 
     __slots__ = ("amount", "at")
 
-    def __init__(self) -> None:
-        self.amount = WRITE_BURST
-        self.at = time.monotonic()
+    def __init__(self, amount: float = WRITE_BURST, age: float = 0.0) -> None:
+        self.amount = amount
+        self.at = time.monotonic() - age
+
+    @property
+    def word(self) -> int:
+        """Amount in 65536ths above -32768, and milliseconds of the monotonic clock (modulo 2**32); never 0."""
+        amount = int(max(0.0, self.amount + _ZERO) * _PARTS)
+        return min(amount, M32) << 32 | int(self.at * 1000) & M32
+
+    @classmethod
+    def read(cls, word: int) -> "Credit":
+        """From a word."""
+        age = (int(time.monotonic() * 1000) - word) & M32
+        return cls(min(WRITE_BURST, (word >> 32) / _PARTS - _ZERO), age / 1000)
 
 
 class Gate:
@@ -55,6 +73,17 @@ class Gate:
         """By domid: a guest that connects anew has what it had."""
         self._told: dict[int, dict[str, float]] = {}
         """By domid: what the log was told of it, and when."""
+
+    def welcome(self, channel: Channel) -> None:
+        """A guest's ring is to be served: what it had of credit counts, with whichever Logic and connection."""
+        if not channel.bound:
+            return
+        domid = channel.connection.domid
+        credit = self._credits.get(domid)
+        if credit is not None:
+            channel.lane.credit = credit.word
+        elif channel.lane.credit:
+            self._credits[domid] = Credit.read(channel.lane.credit)
 
     def drop(self, channel: Channel) -> None:
         """A guest's connection has ended."""
@@ -119,6 +148,7 @@ class Gate:
         credit = self._credits.setdefault(channel.connection.domid, Credit())
         self._refill(credit)
         credit.amount -= 1
+        channel.lane.credit = credit.word
 
     def _rate(self) -> float:
         return WRITE_RATE / max(1, self._rings() - 1)

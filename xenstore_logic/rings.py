@@ -106,6 +106,7 @@ class Rings:
         """A ring to be served; it is mapped later."""
         channel = Channel(connection, RingLane(self._box, connection.slot))
         self._sleeping.pop(connection.port, None)
+        self.gate.welcome(channel)
         if connection.port:
             self._by_port[connection.port] = channel
         for chunk in connection.pending.chunks:

@@ -22,7 +22,7 @@ from xenstore_state.transactions import Seen, Transaction
 from xenstore_state.tree import Node, Parts, Tree
 
 MAGIC: Final = b"XOARCKPT"
-VERSION: Final = 1
+VERSION: Final = 2
 _FRONT: Final = struct.Struct("=8sIIQ")
 """Magic, version, CRC-32 and length of what follows."""
 
@@ -70,17 +70,29 @@ def read(path: str) -> tuple[Store, dict[str, Any]]:
 
     Raises `Damaged`, or OSError if there is no such file.
     """
-    with open(path, "rb") as f:
-        data = f.read()
+    body = _body(path)
     try:
-        magic, version, check, length = _FRONT.unpack_from(data)
-        body = data[_FRONT.size :]
-        if magic != MAGIC or version != VERSION or len(body) != length or crc32(body) != check:
-            raise Damaged("not a checkpoint, of another version, or its checksum is wrong")
         parts = msgpack.unpackb(body, use_list=False, strict_map_key=False)
         return _store(parts), parts
-    except (struct.error, msgpack.UnpackException, ValueError, TypeError, LookupError, AttributeError) as e:
+    except (msgpack.UnpackException, ValueError, TypeError, LookupError, AttributeError) as e:
         raise Damaged(repr(e)) from None
+
+
+def verify(path: str) -> None:
+    """Raises `Damaged` unless the file is what was written, or OSError if there is none."""
+    _body(path)
+
+
+def _body(path: str) -> bytes:
+    with open(path, "rb") as f:
+        data = f.read()
+    if len(data) < _FRONT.size:
+        raise Damaged("too short")
+    magic, version, check, length = _FRONT.unpack_from(data)
+    body = data[_FRONT.size :]
+    if magic != MAGIC or version != VERSION or len(body) != length or crc32(body) != check:
+        raise Damaged("not a checkpoint, of another version, or its checksum is wrong")
+    return body
 
 
 # ---- out

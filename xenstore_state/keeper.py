@@ -14,7 +14,7 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from protocol.ring import ERROR_COMM
 from recovery_box import custody
@@ -26,14 +26,16 @@ from recovery_box.lanes import output_made
 from recovery_box.line import Line
 from xenstore_state import divergence
 from xenstore_state.effects import ABOUT_RING, CLOSE, DIGEST, ENDS_DOMAIN, GONE, RESTART, Diverged
+from xenstore_state.guarded import Guarded
 from xenstore_state.hypervisor import Hypervisor
 from xenstore_state.pulse import Pulse
 from xenstore_state.reception import Reception
-from xenstore_state.records import Applier, BadRecord, Record, decode
+from xenstore_state.records import Applier, BadRecord, Record, decode, encode
+from xenstore_state.recovered import Recovered
 from xenstore_state.registrar import ANSWER, QUESTION, Answer, Question, Registrar, Status
 from xenstore_state.restarts import ALONE, REASONS, Death, Planned, Restarts
 from xenstore_state.store import Store
-from xenstore_state.survival import Recovered, Survival
+from xenstore_state.survival import Survival
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +59,8 @@ NO_MEMORY: Final = 20
 """Exit status of a Logic that could get no more; none of `Planned`."""
 DUMP_SECONDS: Final = 3.0
 """How long a Logic may take to write down the tree it had, when that was not State's."""
-_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1})
+SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1})
+"""What State listens to.  Whoever starts it may block them until it does."""
 
 
 @dataclass(frozen=True)
@@ -132,11 +135,14 @@ class Keeper:
         self.store = recovered.store if recovered is not None else Store()
         self._survival = survival
         self._repeated = 0
+        self._unsettled = recovered is None or recovered.unsettled
         self.box = box
         self._run_logic = run_logic
         self._logic_pid_file = logic_pid_file
         self._first_number = self._reserved_from = custody.first_number(descriptors)
         self._consumer = Consumer(box)
+        if survival is not None:
+            self._consumer.on_segment = survival.segment
         self._made: dict[int, int] = {}
         self._applier = Applier(self.store, self._output_made)
         self._logic_epoll = select.epoll()
@@ -162,6 +168,7 @@ class Keeper:
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._restarts = Restarts(self.store, box, self._reception.at)
         self._hung = self._distrusted = False
+        self._guarded = Guarded(self._epoll, survival)
         self._pinned = 0
         """The connection for which alone this Logic may act; 0 for all."""
         self._pulse = Pulse()
@@ -183,7 +190,10 @@ class Keeper:
     def _resume(self, recovered: Recovered) -> None:
         """Goes on for a State that died."""
         self._reception.resume_with(recovered.next_id)
-        self._consumer.resume(recovered.sequence)
+        self._restarts.restore(recovered.restarts)
+        if not recovered.complete:
+            return
+        self._consumer.resume(recovered.sequence, recovered.staged)
         self._repeated = recovered.sequence
         self._applier.last = recovered.last
         if self._hypervisor is not None:
@@ -195,6 +205,9 @@ class Keeper:
                     self._hypervisor.unbind(port)
         self._drain()
         self._consumer.drop_staged()
+        for fd in recovered.newcomers:
+            self._reception.take_in(fd)
+        self._count(Death("died with State", "orphaned"), 0.0)
 
     def run(self, ready: Callable[[], None]) -> None:
         """Serves until SIGTERM or SIGINT; calls `ready` once clients can connect."""
@@ -203,7 +216,7 @@ class Keeper:
         self._reception.open()
         for fd in (self._bell, self._signals_read.fileno()):
             self._epoll.register(fd, select.EPOLLIN)
-        if self._registrar is not None and not self._repeated:
+        if self._registrar is not None and self._unsettled:
             self._registrar.begin()
         self._write_down()
         self._fork()
@@ -218,6 +231,7 @@ class Keeper:
             self._write_down()
             if self.box.words[W_BEAT] != self._first_beat:
                 self._reception.sockets.fill()  # not sooner: the new Logic serves first
+            self._guarded.look()
             self._wait(quiet)
         self._stop()
 
@@ -225,9 +239,10 @@ class Keeper:
         self._signals_read.setblocking(False)
         self._signals_write.setblocking(False)
         signal.set_wakeup_fd(self._signals_write.fileno(), warn_on_full_buffer=False)
-        for number in _SIGNALS:
+        for number in SIGNALS:
             signal.signal(number, lambda *_: None)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def _wait(self, quiet: int) -> None:
         words = self.box.words
@@ -256,6 +271,8 @@ class Keeper:
                 self._answer()
             elif fd == self._line.telling_fd and self._line_blocked:
                 self._tell(b"")
+            else:
+                self._guarded.has_ended(fd)
 
     def _try_again(self) -> None:
         """Nothing happens: what has failed may succeed now."""
@@ -313,9 +330,18 @@ class Keeper:
         return made
 
     def _write_down(self) -> None:
-        if self._survival is not None:
-            bound = self._registrar.bound if self._registrar is not None else {}
-            self._survival.look_after(self.store, self._consumer.sequence, self._applier.last, bound)
+        if self._survival is not None and self._consumer.between_records:
+            self._survival.look_after(self.store, self._consumer.sequence, self._known_beside)
+
+    def _known_beside(self) -> dict[str, Any]:
+        """What State knows that the store does not."""
+        last, registrar = self._applier.last, self._registrar
+        return {
+            "last": encode(last) if last is not None else b"",
+            "bound": registrar.bound if registrar is not None else {},
+            "unsettled": registrar is not None and registrar.unsettled,
+            "restarts": self._restarts.kept(),
+        }
 
     # ---- Logic
 
@@ -348,13 +374,13 @@ class Keeper:
         self._started = time.monotonic()
         self._first_beat = self.box.words[W_BEAT]
         # A signal for the new Logic must not reach the handlers it still shares with State.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self._logic_pid = _fork()
         if not self._logic_pid:
             last_epoll.close()
             self._be_logic(inheritance)
         self._reception.sockets.renew(last_epoll)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         self._reception.after_fork()
         self._line.in_keeper()
         self._line_blocked = False
@@ -376,10 +402,10 @@ class Keeper:
         status = 1
         try:
             signal.set_wakeup_fd(-1)
-            for number in _SIGNALS:
+            for number in SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there is somebody to retire
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             self._epoll.close()
             self._reception.close_in_logic()
             self._signals_read.close()
@@ -387,6 +413,8 @@ class Keeper:
             custody.release_low_numbers(self._reserved_from, self._first_number)
             self._reception.handover.in_worker()
             self._line.in_worker()
+            if self._survival is not None:
+                self._survival.in_logic()
             status = self._run_logic(inheritance)
         except EOFError:
             pass  # State is dead, and this Logic will be in a moment
@@ -442,7 +470,7 @@ class Keeper:
         self._applier.trim()
         self._distrusted = False
         self._pinned = 0
-        wait = self._restarts.count(death, lived)
+        wait = self._count(death, lived)
         if wait:
             time.sleep(wait)
         self._fork()
@@ -451,9 +479,22 @@ class Keeper:
             return
         text = f"Logic {pid} {death.cause} after {lived:.3f} s; {self._logic_pid} took over in {{:.1f}} ms"
         text = text.format((time.monotonic() - died) * 1000)
-        self._restarts.note(text)
+        self.note(text)
         log.log(logging.INFO if death.kind == "planned" else logging.WARNING, "%s", text)
         self._tell_all()
+
+    def _count(self, death: Death, lived: float) -> float:
+        """Draws the consequences of a death; seconds to wait before the next fork."""
+        wait = self._restarts.count(death, lived)
+        if self._survival is not None:
+            self._survival.restarted(death.kind, self._restarts.consequences())
+        return wait
+
+    def note(self, text: str) -> None:
+        """Has the operator's list of restarts say so."""
+        line = self._restarts.note(text)
+        if self._survival is not None:
+            self._survival.noted(line)
 
     def _watch_over_logic(self) -> None:
         """Kills a Logic that gets no further: a hang is a death."""
@@ -523,6 +564,8 @@ class Keeper:
             if connection is not None:
                 log.error("connection %d is closed: its output was part of that", number)
                 self._hang_up(connection)
+        if self._survival is not None:
+            self._survival.want_checkpoint()
 
     def _concerned(self) -> set[int]:
         """Discards what is in the journal; the connections whose requests or output that carried."""

@@ -18,7 +18,7 @@ from recovery_box.lanes import owner_of, prepare_slot, unfinished_slots
 from xenstore_state.domains import PRIVILEGED
 from xenstore_state.sockets import Sockets
 from xenstore_state.store import Store
-from xenstore_state.survival import Survival
+from xenstore_state.survival import CONNECTION, Survival
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +148,8 @@ class Reception:
         slot = self._next_slot()
         try:
             self._box.ensure_slot(slot)
+            if self._survival is not None:
+                self._survival.prepare()
             fd = listener._accept()[0]  # type: ignore[attr-defined]  # the number is all that is wanted
         except BlockingIOError:
             return True
@@ -161,17 +163,38 @@ class Reception:
                 log.info("a connection was gone before it was accepted: %s", e)
             return True
         fd = custody.settle(fd, self._first_number)
+        if self._survival is not None:
+            self._survival.keep(CONNECTION, fd)  # first of all: from here on it outlives State
         if self._pause_told:
             self._pause_told = False
             log.warning("accepting connections again")
-        connection = Connection(self._take_slot(slot), slot, fd, PRIVILEGED, True, True)
-        if self._survival is not None:
-            self._survival.accepted(connection)
+        connection = self._connection(slot, fd)
         self._queue.append(connection)
         self._hand_over()
         self._store.connect(connection)
         self.sockets.add(connection)
         return True
+
+    def take_in(self, fd: int) -> None:
+        """A State that died had accepted this connection.  The next Logic inherits it."""
+        slot = self._next_slot()
+        try:
+            self._box.ensure_slot(slot)
+        except BoxFull as e:
+            log.error("no room for a connection that was accepted before: %s", e)
+            if self._survival is not None:
+                self._survival.drop(fd)
+            os.close(fd)
+            return
+        connection = self._connection(slot, fd)
+        self._store.connect(connection)
+        self.sockets.add(connection)
+
+    def _connection(self, slot: int, fd: int) -> Connection:
+        connection = Connection(self._take_slot(slot), slot, fd, PRIVILEGED, True, True)
+        if self._survival is not None:
+            self._survival.accepted(connection)
+        return connection
 
     def resume(self) -> None:
         """Accepts again: whatever ran out may be there again."""

@@ -14,7 +14,7 @@ from protocol.errors import StoreError
 from protocol.ops import Op
 from protocol.wire import PAYLOAD_MAX, messages
 from recovery_box.box import REGION_SIZE
-from recovery_box.items import M32, Connection, ItemError
+from recovery_box.items import M32, Connection
 from recovery_box.journal import pack
 from xenstore_state.effects import (
     CHANGES_TREE,
@@ -25,6 +25,7 @@ from xenstore_state.effects import (
     EXPIRE,
     ROLLBACK,
     WRITE,
+    Diverged,
     Effect,
     in_transaction,
     names_of,
@@ -233,7 +234,9 @@ class Applier:
         except StoreError as refusal:
             outcome = refusal.name
             count_refusal(self.store, by, refusal)
-        except (ItemError, LookupError, ValueError, TypeError) as e:
+        except Diverged:
+            raise
+        except Exception as e:  # whatever it is, it is no reason for State to die
             raise BadRecord(f"effect {record.kind}: {e!r}") from None
         if outcome != record.outcome:
             raise BadRecord(f"effect {record.kind} ends in {outcome or 'success'}, not {record.outcome or 'success'}")

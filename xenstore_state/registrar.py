@@ -113,6 +113,11 @@ class Registrar:
         """At the start of the daemon: all domains that exist are to be introduced."""
         self._to_introduce = {PRIVILEGED, *self._hypervisor.domains()}
 
+    @property
+    def unsettled(self) -> bool:
+        """Domains that were there before the daemon may not all have been introduced."""
+        return bool(self._to_introduce)
+
     # ---- questions
 
     def answer(self, question: bytes) -> bytes:
@@ -122,7 +127,7 @@ class Registrar:
             if kind == Question.SCAN:
                 self.scan()
             elif kind == Question.SETTLED:
-                self._to_introduce.clear()
+                self._settle()
             return ANSWER.pack(*Answer(Status.OK))
         status = self._learn(domid)
         if status != Status.OK:
@@ -225,8 +230,17 @@ class Registrar:
 
     def tell_all(self) -> None:
         """To be called for a new Logic: everything that has not been recorded."""
-        self._send([(News.APPEARED, domid, 0) for domid in sorted(self._to_introduce) if not self._has_ring(domid)])
+        missing = [domid for domid in sorted(self._to_introduce) if not self._has_ring(domid)]
+        if missing:
+            self._send([(News.APPEARED, domid, 0) for domid in missing])
+        elif self.unsettled:
+            self._settle()
         self.scan()
+
+    def _settle(self) -> None:
+        self._to_introduce.clear()
+        if self._survival is not None:
+            self._survival.settled()
 
     def _has_ring(self, domid: int) -> bool:
         domain = self._store.domains.introduced(domid)

@@ -92,13 +92,18 @@ class Policy(NamedTuple):
         return cls(every, after, alone)
 
 
+KINDS: Final = ("planned", "killed", "hung", "failed", "orphaned")
+"""Kinds of death: on purpose; by a signal from outside; of standing still; by its own fault; with State."""
+_BLAMELESS: Final = frozenset({"killed", "orphaned"})
+
+
 class Death(NamedTuple):
     """How a Logic ended."""
 
     cause: str
     """For people."""
     kind: str
-    """For counting: "planned", "killed", "hung" or "failed"."""
+    """For counting: one of `KINDS`."""
 
 
 class Penalty(NamedTuple):
@@ -107,6 +112,12 @@ class Penalty(NamedTuple):
     deaths: int
     until: float
     """Seconds of the monotonic clock."""
+
+
+Consequences = tuple[tuple[tuple[int, int, int, int], ...], tuple[tuple[int, int, float], ...]]
+"""Tries: (connection id, input position, own deaths, kills) each; penalties: (connection id, deaths, until) each."""
+Kept = tuple[dict[str, int], list[str], Consequences]
+"""Counters by kind, the last restarts, and consequences."""
 
 
 class Restarts:
@@ -135,11 +146,11 @@ class Restarts:
         if guilty is not None:
             number, head = guilty
             counts = tries.get((number, head), [0, 0])
-            counts[death.kind == "killed"] += 1
+            counts[death.kind in _BLAMELESS] += 1
             self._tries[number, head] = counts
-            if death.kind != "killed":
+            if death.kind not in _BLAMELESS:
                 self._punish(number)
-        if death.kind in {"planned", "killed"} or guilty is not None or lived > NOBODY_MAX:
+        if death.kind == "planned" or death.kind in _BLAMELESS or guilty is not None or lived > NOBODY_MAX:
             self._unexplained = 0
             return 0.0
         self._unexplained += 1
@@ -175,13 +186,33 @@ class Restarts:
         now = time.monotonic()
         return {number: penalty.until for number, penalty in self._penalties.items() if penalty.until > now}
 
+    # ---- what outlives State
+
+    def consequences(self) -> Consequences:
+        """What the last death has led to, as plain data."""
+        tries = tuple((number, head, own, kills) for (number, head), (own, kills) in self._tries.items())
+        return tries, tuple((number, *penalty) for number, penalty in self._penalties.items())
+
+    def kept(self) -> Kept:
+        """Everything, as plain data."""
+        return dict(self.counts), list(self._last), self.consequences()
+
+    def restore(self, kept: Kept) -> None:
+        """Goes on for a State that had kept this."""
+        counts, last, (tries, penalties) = kept
+        self.counts.update(counts)
+        self._last.extend(last)
+        self._tries = {(number, head): [own, kills] for number, head, own, kills in tries}
+        self._penalties = {number: Penalty(deaths, until) for number, deaths, until in penalties}
+
     # ---- what an operator sees
 
-    def note(self, text: str) -> None:
-        """Remembers a restart."""
+    def note(self, text: str) -> str:
+        """Remembers a restart; how it is remembered."""
         self._last.append(time.strftime("%Y-%m-%d %H:%M:%S ", time.localtime()) + text)
+        return self._last[-1]
 
     def report(self) -> str:
         """Counters, and the last restarts."""
-        counts = ", ".join(f"{kind} {self.counts[kind]}" for kind in ("planned", "killed", "hung", "failed"))
+        counts = ", ".join(f"{kind} {self.counts[kind]}" for kind in KINDS)
         return f"restarts of Logic: {self.counts.total()} ({counts})\n" + "".join(f"{line}\n" for line in self._last)

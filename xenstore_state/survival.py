@@ -2,10 +2,14 @@
 
 What State knows is written down as it happens: a checkpoint of everything, made by a forked child so that nobody waits, and
 a ledger of what came after it.  Descriptors are kept by somebody else (`recovery_box.fdstore`).  A new State reads the last
-checkpoint that is whole, repeats what the ledgers say, and goes on in the same box, where journal, positions and regions
-stand as Logic left them.
+checkpoint that is whole, repeats what the ledgers say (`recovered`), and goes on in the same box, where journal, positions
+and regions stand as Logic left them.
 
-Files, in one directory on tmpfs: `checkpoint.N` holds all that happened before `ledger.N` began.
+Files, in one directory on tmpfs: `checkpoint.N` holds all that happened before `ledger.N` began.  The checkpoint before the
+newest one stays, with the ledgers behind it: should the newest be damaged, nothing is lost.
+
+If nothing can be written down any more, or descriptors cannot be kept, State says so and goes on without: dying for it would
+help nobody.
 """
 
 import ctypes
@@ -14,29 +18,37 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable
+from typing import Any, Final
 
 import msgpack
 
 from recovery_box.fdstore import FdStore
 from recovery_box.items import Connection
-from recovery_box.ledger import Ledger, LedgerError, entries
+from recovery_box.journal import SEGMENT_MAX
+from recovery_box.ledger import Ledger
 from xenstore_state import checkpoint
-from xenstore_state.domains import PRIVILEGED, Offer
-from xenstore_state.effects import ENDS_DOMAIN, GONE
-from xenstore_state.records import Applier, BadRecord, Record, decode
-from xenstore_state.records import encode as encode_record
+from xenstore_state.domains import Offer
+from xenstore_state.restarts import Consequences
 from xenstore_state.store import Store
 
 log = logging.getLogger(__name__)
 
+LEDGER_MIN: Final = 8 << 20
 LEDGER_MAX: Final = 64 << 20
-"""Bytes of a ledger at which another checkpoint is made."""
+"""Bytes behind a checkpoint at which another one is made, at least and at most."""
+LEDGER_SHARE: Final = 4
+"""In between: so many times the size of the checkpoint."""
 LEDGER_IDLE: Final = 1 << 20
 """The same when a checkpoint is older than `IDLE_SECONDS`."""
 IDLE_SECONDS: Final = 10.0
+TRIES: Final = 3
+"""Deaths in a row before it serves after which State begins empty."""
+REPLACE_SECONDS: Final = 1.0
+REPLACED_MAX: Final = 5
+"""Guardians that end within that time of each other before State goes on without one."""
 _PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NAME: Final = 15
 
 RECORD: Final = 0
 """Sequence number, record, how far connections' output had got that this depended on (by connection id)."""
@@ -50,34 +62,62 @@ BOUND: Final = 4
 """Domid, port (0: none any more), remote port."""
 HUNG_UP: Final = 5
 """Connection id."""
-
-
-class Recovered(NamedTuple):
-    """What a State had known that died."""
-
-    store: Store
-    last: Record | None
-    sequence: int
-    """Number of the last record in it."""
-    bound: dict[int, tuple[int, int]]
-    """(local port, remote port) by domid."""
-    next_id: int
-    """Connection ids from here on were never used."""
+SEGMENT: Final = 6
+"""Sequence number, a piece of a record that is too long to be there at once."""
+SEGMENTED: Final = 7
+"""Like RECORD, with the last piece in place of the record."""
+SETTLED: Final = 8
+"""Nothing: the domains that were there before the daemon have been introduced."""
+RESTARTED: Final = 9
+"""Kind of a Logic's death, consequences (`Restarts.consequences`)."""
+NOTED: Final = 10
+"""A line for the operator's list of restarts."""
+CONNECTION: Final = "c"
+"""What a connection's descriptor is kept as."""
+_ATTEMPTS: Final = "attempts"
 
 
 class Survival:
     """What State writes down."""
 
-    def __init__(self, directory: str, keeper: FdStore) -> None:
+    next_id = 1
+    """Connection ids from here on were never used; whoever gives them out keeps this true."""
+
+    def __init__(
+        self,
+        directory: str,
+        keeper: FdStore,
+        replace: Callable[[FdStore], FdStore] | None = None,
+        *,
+        complete: bool = True,
+    ) -> None:
+        """`replace` puts another keeper in the place of one that is gone; without it, none is looked for.
+
+        What was written down before is gone on with, unless it is not `complete`.
+        """
         self.keeper = keeper
+        self._replace = replace
+        self._replaced = 0
+        self._replaced_at = -REPLACE_SECONDS
         self._directory = directory
-        self._number = max(_numbers(directory, "ledger") + _numbers(directory, "checkpoint"), default=0) + 1
+        for name in os.listdir(directory):
+            if name.endswith(".new"):
+                os.unlink(os.path.join(directory, name))
+        checkpoints, ledgers = numbers(directory, "checkpoint"), numbers(directory, "ledger")
+        self._behind = sum(
+            os.path.getsize(self._path("ledger", n)) for n in ledgers if n >= max(checkpoints, default=0)
+        )
+        """Bytes of older ledgers behind the newest checkpoint."""
+        self._limit = LEDGER_MIN
+        self._number = max(ledgers + checkpoints, default=0) + 1
         self._ledger = Ledger(self._path("ledger", self._number))
         self._child = 0
-        self._writing = 0
         self._made = time.monotonic()
-        self._has_one = bool(_numbers(directory, "checkpoint"))
+        self._has_one = complete and bool(checkpoints)
         self._given_up = False
+        self._failed = False
+        """The last attempt at a checkpoint; another one can wait."""
+        self._wanted = False
 
     def _path(self, what: str, number: int) -> str:
         return os.path.join(self._directory, f"{what}.{number}")
@@ -86,17 +126,23 @@ class Survival:
 
     def record(self, sequence: int, body: bytes, made: dict[int, int]) -> None:
         """A record was applied, and depended on how far these connections' output had got."""
-        self._note((RECORD, sequence, body, made))
+        if len(body) <= SEGMENT_MAX:
+            self._note((RECORD, sequence, body, made))
+        else:  # all but the last piece stand there already
+            self._note((SEGMENTED, sequence, body[(len(body) - 1) // SEGMENT_MAX * SEGMENT_MAX :], made))
+
+    def segment(self, sequence: int, piece: bytes) -> None:
+        """A piece of a record was read."""
+        self._note((SEGMENT, sequence, piece))
 
     def accepted(self, connection: Connection) -> None:
-        """A connection was accepted; from now on it will not be lost."""
-        self._tell(lambda: self.keeper.keep(f"c{connection.id}", connection.fd))
+        """A connection was accepted; its descriptor is kept already."""
         self._note((ACCEPTED, connection.id, connection.slot, connection.fd))
 
     def closed(self, connection: Connection) -> None:
         """A connection is no more; the record of that was noted already."""
         if connection.socket:
-            self._tell(lambda: self.keeper.drop(f"c{connection.id}", connection.fd))
+            self.drop(connection.fd)
 
     def learned(self, domid: int, unique_id: int) -> None:
         """A domain has become known."""
@@ -110,87 +156,196 @@ class Survival:
         """A domain's event channel was bound, or (0) given up."""
         self._note((BOUND, domid, port, remote_port))
 
+    def settled(self) -> None:
+        """The domains that were there before the daemon have been introduced."""
+        self._note((SETTLED,))
+
     def hung_up(self, connection: Connection) -> None:
         """State has closed a connection itself."""
         self._note((HUNG_UP, connection.id))
 
-    def _note(self, entry: tuple[Any, ...]) -> None:
-        self._tell(lambda: self._ledger.add(_pack(entry)))
+    def restarted(self, kind: str, consequences: Consequences) -> None:
+        """A Logic has died."""
+        self._note((RESTARTED, kind, consequences))
 
-    def _tell(self, act: Callable[[], None]) -> None:
-        """Writes down, or has kept; when that is not possible, State goes on without: dying for it would help nobody."""
+    def noted(self, line: str) -> None:
+        """A line for the operator's list of restarts."""
+        self._note((NOTED, line))
+
+    def _note(self, entry: tuple[Any, ...]) -> None:
+        if self._given_up:
+            return
+        try:
+            self._ledger.add(_pack(entry))
+        except OSError as e:
+            self._give_up(str(e))
+
+    def _give_up(self, why: str) -> None:
+        self._given_up = True
+        log.error("State would not survive its death from now on: %s", why)
+        try:
+            self.keeper.say("STOPPING=1")
+        except OSError:
+            pass
+
+    # ---- whoever keeps descriptors
+
+    def keep(self, what: str, fd: int) -> None:
+        """Has a descriptor kept."""
+        if self.keeper.kept.get(fd, what) != what:
+            self.drop(fd)
+        if fd not in self.keeper.kept:
+            self._say(lambda: self.keeper.keep(what, fd))
+
+    def prepare(self) -> None:
+        """A descriptor is about to be opened that will be kept at once: nobody shall have to wait then."""
+        self._say(self.keeper.wait_for_room)
+
+    def drop(self, fd: int) -> None:
+        """Has a descriptor given up."""
+        self._say(lambda: self.keeper.drop(fd))
+
+    def _say(self, act: Callable[[], None]) -> None:
         if self._given_up:
             return
         try:
             act()
         except OSError as e:
-            self._given_up = True
-            log.error("State would not survive its death from now on: %s", e)
-            try:
-                self.keeper.say("STOPPING=1")
-            except OSError:
-                pass
+            self.keeper_gone(str(e))
+
+    @property
+    def can_be_lost(self) -> bool:
+        """Whether whoever keeps descriptors is looked after, and replaced."""
+        return self._replace is not None and not self._given_up
+
+    def keeper_gone(self, why: str) -> None:
+        """Whoever kept descriptors is gone, or does not listen: somebody else is given everything."""
+        if self._replace is None:
+            self._give_up(why)
+            return
+        now = time.monotonic()
+        self._replaced = self._replaced + 1 if now < self._replaced_at + REPLACE_SECONDS else 1
+        self._replaced_at = now
+        if self._replaced > REPLACED_MAX:
+            self._give_up("one guardian after the other ends")
+            return
+        log.error("the guardian is gone (%s): another one is given the descriptors", why)
+        kept = self.keeper.kept
+        try:
+            self.keeper = self._replace(self.keeper)
+            for fd, what in kept.items():
+                self.keeper.keep(what, fd)
+            self.keeper.say("READY=1")
+        except OSError as e:
+            self._give_up(str(e))
+
+    def in_logic(self) -> None:
+        """In a fresh Logic: what is kept, and where, is none of its business."""
+        self.keeper.close()
 
     # ---- checkpoints
 
-    def look_after(self, store: Store, sequence: int, last: Record | None, bound: dict[int, tuple[int, int]]) -> None:
-        """Makes a checkpoint when it is time for one; to be called every now and then."""
-        if self._child and os.waitpid(self._child, os.WNOHANG)[0]:
-            self._child = 0
-            self._clean_up()
-        grown = self._ledger.end
+    def want_checkpoint(self) -> None:
+        """Something happened that repeating what is written down would not bring about."""
+        self._wanted = True
+
+    def look_after(self, store: Store, sequence: int, more: Callable[[], dict[str, Any]]) -> None:
+        """Makes a checkpoint when it is time for one; to be called every now and then, but not amid a record.
+
+        `more` gives what State knows beside the store.
+        """
+        if self._child:
+            self._ask_child()
+        grown = self._behind + self._ledger.end
         old = time.monotonic() - self._made > IDLE_SECONDS
         if (
             self._given_up
             or self._child
-            or (self._has_one and grown < LEDGER_MAX and not (old and grown > LEDGER_IDLE))
+            or (self._has_one and not self._wanted and grown < self._limit and not (old and grown > LEDGER_IDLE))
         ):
             return
+        if self._failed and not old:
+            return
         self._made = time.monotonic()
-        first, self._has_one = not self._has_one, True
-        self._number += 1
+        try:
+            ledger = Ledger(self._path("ledger", self._number + 1))
+        except OSError as e:
+            self._failed = True
+            log.error("no checkpoint can be made: %s", e)
+            return
+        self._failed = self._wanted = False
+        self._behind += self._ledger.end
         self._ledger.close()
-        self._ledger = Ledger(self._path("ledger", self._number))
+        self._ledger = ledger
+        self._number += 1
+        first, self._has_one = not self._has_one, True
         next_id = max(
             [c.id for c in store.items.connections] + [o.connection for o in store.domains.offers.values()] + [0]
         )
-        more = {
-            "last": encode_record(last) if last is not None else b"",
-            "bound": bound,
-            "next_id": max(next_id + 1, self.next_id),
-        }
+        kept = more() | {"next_id": max(next_id + 1, self.next_id)}
         if first:  # nothing is known yet, and before this is there, nobody may be told anything
-            self._tell(lambda: checkpoint.write(self._path("checkpoint", self._number), store, sequence, more))
+            try:
+                checkpoint.write(self._path("checkpoint", self._number), store, sequence, kept)
+            except OSError as e:
+                self._give_up(str(e))
+                return
+            self._clean_up(self._number)
             return
-        self._child = os.fork()
+        try:
+            self._child = os.fork()
+        except OSError as e:
+            self._failed = True
+            log.error("no checkpoint can be made: %s", e)
+            return
         if not self._child:
-            self._write(store, sequence, more)
-
-    next_id = 1
-    """Connection ids from here on were never used; whoever gives them out keeps this true."""
+            self._write(store, sequence, kept)
 
     def _write(self, store: Store, sequence: int, more: dict[str, Any]) -> None:
+        """In a child."""
+        status = 1
         try:
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            libc = ctypes.CDLL(None)
+            libc.prctl(_PR_SET_NAME, b"xenstore-save", 0, 0, 0)
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             signal.set_wakeup_fd(-1)
+            self.keeper.close()
             os.nice(5)
-            checkpoint.write(self._path("checkpoint", self._number), store, sequence, more)
-        except OSError as e:
+            path = self._path("checkpoint", self._number)
+            checkpoint.write(path, store, sequence, more)
+            checkpoint.verify(path)
+            status = 0
+        except (OSError, checkpoint.Damaged) as e:
             log.error("no checkpoint could be written: %s", e)
         finally:
-            os._exit(0)
+            os._exit(status)
 
-    def _clean_up(self) -> None:
-        """What the newest checkpoint makes superfluous."""
-        newest = max(_numbers(self._directory, "checkpoint"), default=0)
+    def _ask_child(self) -> None:
+        found = os.waitid(os.P_PID, self._child, os.WEXITED | os.WNOHANG)
+        if found is None:
+            return
+        self._child = 0
+        self._failed = bool(found.si_status)
+        if self._failed:
+            return
+        size = os.path.getsize(self._path("checkpoint", self._number))
+        self._limit = min(LEDGER_MAX, max(LEDGER_MIN, LEDGER_SHARE * size))
+        self._behind = 0
+        before = [n for n in numbers(self._directory, "checkpoint") if n < self._number]
+        self._clean_up(max(before, default=self._number))
+
+    def _clean_up(self, first: int) -> None:
+        """Removes what came before a checkpoint that is to stay."""
         for what in ("checkpoint", "ledger"):
-            for number in _numbers(self._directory, what):
-                if number < newest:
+            for number in numbers(self._directory, what):
+                if number < first:
                     os.unlink(self._path(what, number))
+
+    # ---- life
 
     def ready(self) -> None:
         """State serves: a death before this would have been the fault of what it has read."""
-        self._tell(lambda: self.keeper.say("READY=1"))
+        self._say(lambda: self.keeper.say("READY=1"))
+        forget_attempts(self._directory)
 
     def end(self) -> None:
         """State ends in order: nothing of this is needed any more."""
@@ -199,98 +354,45 @@ class Survival:
             os.waitpid(self._child, 0)
         self._ledger.close()
         forget(self._directory)
-        self._tell(lambda: self.keeper.say("STOPPING=1"))
-
-
-# ---- reading it back
-
-
-def recover(directory: str) -> Recovered | None:
-    """What a State knew that died; None if nothing usable is left, which the log explains."""
-    for number in sorted(_numbers(directory, "checkpoint"), reverse=True):
-        path = os.path.join(directory, f"checkpoint.{number}")
         try:
-            store, parts = checkpoint.read(path)
-        except (checkpoint.Damaged, OSError) as e:
-            log.error("%s cannot be used: %s", path, e)
-            continue
-        return _repeat(directory, number, store, parts)
-    log.error("there is no checkpoint in %s: everything begins anew", directory)
-    return None
+            self.keeper.stop()
+        except OSError as e:
+            log.debug("whoever kept descriptors is gone already: %s", e)
 
 
-def _repeat(directory: str, number: int, store: Store, parts: dict[str, Any]) -> Recovered:
-    made: dict[int, int] = {}
-    applier = Applier(store, lambda connection: made[connection.id])
-    if parts["last"]:
-        applier.remember(parts["last"])
-    sequence, bound, next_id = parts["sequence"], dict(parts["bound"]), parts["next_id"]
-    count = 0
-    for kind, *fields in _ledgers(directory, number):
-        count += 1
-        if kind == RECORD:
-            if fields[0] > sequence:
-                sequence = fields[0]
-                made.update(fields[2])
-                try:
-                    _apply_again(applier, fields[1])
-                except BadRecord as e:
-                    log.error("record %d cannot be repeated (%s): what follows is lost", sequence, e)
-                    break
-        elif kind == ACCEPTED:
-            identity, slot, fd = fields
-            store.connect(Connection(identity, slot, fd, PRIVILEGED, privileged=True, socket=True))
-            next_id = max(next_id, identity + 1)
-        elif kind == LEARNED:
-            store.domains.learn(*fields)
-        elif kind == OFFERED:
-            store.domains.offers[fields[0]] = Offer(*fields[1:])
-            next_id = max(next_id, fields[1] + 1)
-        elif kind == BOUND:
-            bound[fields[0]] = fields[1], fields[2]
-            if not fields[1]:
-                del bound[fields[0]]
-        elif kind == HUNG_UP:
-            connection = store.items.connections.find(fields[0])
-            store.disconnect(connection) if connection.socket else store.ignore(connection.domid, 1)
-    store.closed.clear()
-    store.opened.clear()
-    log.info("checkpoint %d and %d entries behind it: %d nodes", number, count, store.tree.size)
-    return Recovered(store, applier.last, sequence, bound, next_id)
+# ---- the files
 
 
-def _apply_again(applier: Applier, body: bytes) -> None:
-    """Applies a record that was applied before: what the hypervisor had to say to it, it has said."""
-    record = decode(body)
-    if record.kind == GONE and record.arguments:
-        domain = applier.store.domains.known.get(record.arguments[0])
-        if domain is not None:
-            domain.gone = True
-    applier.apply(body)
-    if record.kind in ENDS_DOMAIN:
-        applier.store.domains.offers.pop(record.arguments[0], None)
+def count_attempt(directory: str) -> int:
+    """How many times in a row a State has now begun to read what is written here, and has not come to serve."""
+    path = os.path.join(directory, _ATTEMPTS)
+    try:
+        with open(path, encoding="ascii") as f:
+            before = int(f.read() or 0)
+    except (FileNotFoundError, ValueError):
+        before = 0
+    with open(path, "w", encoding="ascii") as f:
+        f.write(str(before + 1))
+    return before + 1
 
 
-def _ledgers(directory: str, first: int) -> Iterator[tuple[Any, ...]]:
-    """All entries since a checkpoint, as far as they can be read."""
-    for number in sorted(n for n in _numbers(directory, "ledger") if n >= first):
-        path = os.path.join(directory, f"ledger.{number}")
-        try:
-            for entry in entries(path):
-                yield msgpack.unpackb(entry, use_list=False, strict_map_key=False)
-        except (LedgerError, OSError) as e:
-            log.error("%s: %s; what follows is lost", path, e)
-            return
+def forget_attempts(directory: str) -> None:
+    """State has come to serve."""
+    try:
+        os.unlink(os.path.join(directory, _ATTEMPTS))
+    except FileNotFoundError:
+        pass
 
 
 def forget(directory: str) -> None:
     """Removes all files."""
     for what in ("checkpoint", "ledger"):
-        for number in _numbers(directory, what):
+        for number in numbers(directory, what):
             os.unlink(os.path.join(directory, f"{what}.{number}"))
 
 
-def _numbers(directory: str, what: str) -> list[int]:
+def numbers(directory: str, what: str) -> list[int]:
+    """The numbers of the files of one kind."""
     found = (re.fullmatch(rf"{what}\.([0-9]+)", name) for name in os.listdir(directory))
     return [int(match[1]) for match in found if match is not None]
 

@@ -3,19 +3,23 @@
 import hashlib
 import logging
 import os
+import signal
 import socket
 import sys
+import time
 from typing import NamedTuple
 
 from recovery_box import custody, fdstore
 from recovery_box.box import Box, BoxError, shared_memory_directory
+from recovery_box.journal import Consumer, JournalCorrupt
 from xenstore_logic.control import TRACE_FILE, TRACE_SWITCH
 from xenstore_logic.process import run_logic
 from xenstore_logic.rings import EVENT_TIMEOUT
 from xenstore_state.hypervisor import Hypervisor
-from xenstore_state.keeper import BACKLOG, Keeper
+from xenstore_state.keeper import BACKLOG, SIGNALS, Keeper
+from xenstore_state.recovered import Recovered, recover
 from xenstore_state.restarts import POLICY
-from xenstore_state.survival import Recovered, Survival, forget, recover
+from xenstore_state.survival import CONNECTION, TRIES, Survival, count_attempt, forget
 from xenstored import guardian, service
 from xenstored.linux_xen import LinuxXen
 from xenstored.options import OptionError, Options, parse
@@ -24,7 +28,9 @@ from xenstored.simulated_xen import SimulatedXen
 log = logging.getLogger("xenstored")
 
 BOX, LISTENER, EVENTS = "box", "listen", "evtchn"
-"""Names under which descriptors are kept; connections are `c` and their id, events have their domain port behind the name."""
+"""Names under which descriptors are kept; events have their domain port behind the name."""
+SYSTEMD_STORE = "FDSTORE"
+"""Where systemd (from 254 on, and any unit file) says how many descriptors it keeps."""
 XEN_FILES = ("/dev/xen/evtchn", "/dev/xen/gntdev", "/dev/xen/privcmd")
 
 
@@ -36,14 +42,12 @@ def main() -> int:
     """The command.  Returns the exit status."""
     pipe = -1
     try:
-        inherited = fdstore.inherited(os.environ)
-        keeper_end = guardian.adopt(fdstore.above(inherited))
-        kept = fdstore.settle(inherited)
+        inherited = _inherit()
         options = parse(sys.argv[1:], dict(os.environ))
-        hypervisor = _open_hypervisor(options, kept)
-        if not options.foreground and keeper_end is None:
+        hypervisor = _open_hypervisor(options, inherited.kept)
+        if not options.foreground and inherited.guardian is None:
             pipe = service.detach()
-        _serve(options, hypervisor, pipe, Inherited(kept, keeper_end))
+        _serve(options, hypervisor, pipe, inherited)
     except service.PidFileLocked as e:
         # Clients can connect, to the other one: the C daemon's exit status for this is 0.
         _fail(pipe, f"another daemon runs: {e} is locked")
@@ -64,17 +68,28 @@ def _fail(pipe: int, why: str) -> None:
 
 
 class Inherited(NamedTuple):
-    """What a State has that the guardian has started again."""
+    """What a State has that was started again."""
 
-    kept: dict[str, int]
-    """Descriptors by name."""
-    guardian: socket.socket | None
-    """The way to the guardian; None at an ordinary start."""
+    kept: dict[int, str]
+    """Descriptors: what each number is.  Empty at an ordinary start."""
+    guardian: guardian.Guardian | None
+    """Whoever has started it; None at an ordinary start, and by systemd."""
+    died: float | None
+    """When the State before died, in seconds of the monotonic clock, as far as is known."""
 
 
-def _open_hypervisor(options: Options, kept: dict[str, int]) -> Hypervisor | None:
+def _inherit() -> Inherited:
+    """Takes what was kept for this process, before any other descriptor is opened."""
+    inherited, revived = fdstore.inherited(os.environ), guardian.revived(os.environ)
+    if revived is None:
+        return Inherited(fdstore.settle(inherited)[0], None, None)
+    kept, (connected, life) = fdstore.settle(inherited, (revived.socket, revived.life))
+    return Inherited(kept, revived.adopt(connected, life), revived.died)
+
+
+def _open_hypervisor(options: Options, kept: dict[int, str]) -> Hypervisor | None:
     """What serves guests: the devices of a Xen host, a simulated one, or (None) nothing.  Raises `CannotStart`."""
-    events = {int(name[len(EVENTS) :]): fd for name, fd in kept.items() if name.startswith(EVENTS)}
+    events = {int(what[len(EVENTS) :]): fd for fd, what in kept.items() if what.startswith(EVENTS)}
     domain_port, event_fd = next(iter(events.items()), (0, None))
     if options.simulated_xen is not None:
         return SimulatedXen(options.simulated_xen, event_fd)
@@ -95,10 +110,13 @@ def _serve(options: Options, hypervisor: Hypervisor | None, pipe: int, inherited
     os.makedirs(options.rundir, mode=0o755, exist_ok=True)
     pid_file = service.write_pid_file(options.pid_file) if options.pid_file else -1
     made = [options.pid_file] if options.pid_file else []
+    goes_on = bool(inherited.kept)
+    """Should this State fail, it is started again: what it has made is not cleared away."""
     try:
         _run(options, hypervisor, pipe, made, inherited)
+        goes_on = False
     finally:
-        for name in made:
+        for name in made if not goes_on else ():
             _remove(name)
         if pid_file >= 0:
             os.close(pid_file)
@@ -106,28 +124,24 @@ def _serve(options: Options, hypervisor: Hypervisor | None, pipe: int, inherited
 
 def _run(options: Options, hypervisor: Hypervisor | None, pipe: int, made: list[str], inherited: Inherited) -> None:
     """Serves until the daemon is told to end; `made` collects the files that go then."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # an end that is asked for must not look like a death
     limit = custody.raise_limit()
-    kept = inherited.kept
-    state_end = inherited.guardian or (guardian.start() if options.guardian else None)
-    recovered = _recover(options) if inherited.guardian is not None else None
-    anew = inherited.guardian is not None and recovered is None
-    box = Box(_box_path(options), kept=kept.get(BOX), anew=anew)
+    again = BOX in inherited.kept.values()
+    recovered = _recover(options) if again else None
+    box = Box(_box_path(options), kept=fdstore.number_of(inherited.kept, BOX))
+    if again and (recovered is None or not recovered.complete or not _follows(box, recovered)):
+        box.clear()
+        if hypervisor is not None:
+            hypervisor.begin_anew()
     logic_pid_file = os.path.join(options.rundir, "logic.pid")
     made += [box.path, logic_pid_file]
-    listener = socket.socket(fileno=kept[LISTENER]) if LISTENER in kept else _listen(options.socket)
-    listener.setblocking(False)
+    listener = _listener(options, inherited)
     made.append(options.socket)
-    survival = None
-    if state_end is not None:
-        if anew:
-            forget(_files(options))
-        survival = Survival(_files(options), fdstore.FdStore(state_end))
-        if inherited.guardian is None:
-            _hand_to_guardian(survival.keeper, box, listener, hypervisor)
-        else:
-            _match_connections(survival.keeper, kept, recovered)
-    if anew and hypervisor is not None:
-        hypervisor.begin_anew()
+    survival = _survival(options, inherited, recovered)
+    if survival is not None:
+        for what, fd in _to_keep(box, listener, hypervisor):
+            survival.keep(what, fd)
+        _match_connections(survival, inherited.kept, recovered)
     keeper = Keeper(box, [listener], run_logic, logic_pid_file, limit, hypervisor, survival, recovered)
     if options.watchdog is not None:
         keeper.watchdog = options.watchdog
@@ -139,40 +153,112 @@ def _run(options: Options, hypervisor: Hypervisor | None, pipe: int, made: list[
         service.announce(pipe)
         if survival is not None:
             survival.ready()
+        if again:
+            _tell_of_return(keeper, recovered, inherited.died)
 
-    keeper.run(ready)
+    try:
+        keeper.run(ready)
+    except Exception:
+        if survival is None:
+            raise
+        log.exception("State fails")  # which is a death like any other: nothing is cleared away
+        logging.shutdown()
+        os._exit(1)
+
+
+# ---- surviving
+
+
+def _keeper_of_descriptors(options: Options, inherited: Inherited) -> fdstore.FdStore | None:
+    """Whoever keeps State's descriptors: the guardian that has started it, systemd, a new guardian, or nobody."""
+    address, most = os.environ.get("NOTIFY_SOCKET", ""), os.environ.pop(SYSTEMD_STORE, "")
+    if inherited.guardian is not None:
+        return inherited.guardian
+    if not options.guardian:
+        return None
+    try:
+        if options.foreground and address and most.isdecimal() and int(most):
+            del os.environ["NOTIFY_SOCKET"]
+            log.info("systemd keeps up to %s descriptors", most)
+            return fdstore.at(address, int(most))
+        return guardian.start()
+    except OSError as e:
+        log.error("nobody keeps the descriptors, State would not survive its death: %s", e)
+        return None
+
+
+def _another_guardian(gone: fdstore.FdStore) -> fdstore.FdStore:
+    if isinstance(gone, guardian.Guardian):
+        gone.end()
+    return guardian.start()
+
+
+def _survival(options: Options, inherited: Inherited, recovered: Recovered | None) -> Survival | None:
+    """Not before everything is known to be there: from now on an end without a word is a death."""
+    store = _keeper_of_descriptors(options, inherited)
+    if store is None:
+        return None
+    store.kept.update(inherited.kept)
+    if recovered is None:
+        forget(_files(options))
+    replace = _another_guardian if isinstance(store, guardian.Guardian) else None
+    return Survival(_files(options), store, replace, complete=recovered is not None and recovered.complete)
 
 
 def _recover(options: Options) -> Recovered | None:
     """What the State before has known, if anything of it can be used."""
-    if os.environ.pop(guardian.FRESH_VARIABLE, None):
+    if count_attempt(_files(options)) > TRIES:
         log.error("State has died again and again over what it knew: everything begins anew")
         return None
     return recover(_files(options))
 
 
-def _match_connections(keeper: fdstore.FdStore, kept: dict[str, int], recovered: Recovered | None) -> None:
-    """A connection without a descriptor, or a descriptor without a connection, is closed."""
-    sockets = {name: fd for name, fd in kept.items() if name[0] == "c" and name[1:].isdecimal()}
+def _follows(box: Box, recovered: Recovered) -> bool:
+    """Whether the journal goes on where what was written down ends.  If not, no connection can go on."""
+    try:
+        Consumer(box).resume(recovered.sequence, recovered.staged)
+    except JournalCorrupt as e:
+        log.error("the journal cannot be followed (%s): all connections are closed", e)
+        recovered.give_up_connections()
+    return recovered.complete
+
+
+def _match_connections(survival: Survival, kept: dict[int, str], recovered: Recovered | None) -> None:
+    """A connection without a descriptor is closed; so is a descriptor without a connection, unless it has just been accepted."""
+    sockets = {fd for fd, what in kept.items() if what == CONNECTION}
     connections = [c for c in recovered.store.items.connections if c.socket] if recovered is not None else []
-    for name in sockets.keys() - {f"c{c.id}" for c in connections}:
-        custody.shut_down(sockets[name])
-        keeper.drop(name, sockets[name])
-        os.close(sockets[name])
+    unknown = sockets - {c.fd for c in connections}
+    if recovered is not None and recovered.complete:
+        recovered.newcomers = sorted(unknown)
+    else:
+        for fd in unknown:
+            custody.shut_down(fd)
+            survival.drop(fd)
+            os.close(fd)
     for connection in connections:
-        if recovered is not None and f"c{connection.id}" not in sockets:
+        if connection.fd not in sockets and recovered is not None:
             log.error("connection %d has no descriptor any more", connection.id)
             recovered.store.disconnect(connection)
             recovered.store.closed.clear()
 
 
-def _hand_to_guardian(
-    keeper: fdstore.FdStore, box: Box, listener: socket.socket, hypervisor: Hypervisor | None
-) -> None:
-    keeper.keep(BOX, box.fd)
-    keeper.keep(LISTENER, listener.fileno())
-    if hypervisor is not None:
-        keeper.keep(f"{EVENTS}{hypervisor.domain_port}", hypervisor.event_fd)
+def _to_keep(box: Box, listener: socket.socket, hypervisor: Hypervisor | None) -> list[tuple[str, int]]:
+    """What is kept beside connections."""
+    rest = [(f"{EVENTS}{hypervisor.domain_port}", hypervisor.event_fd)] if hypervisor is not None else []
+    return [(BOX, box.fd), (LISTENER, listener.fileno()), *rest]
+
+
+def _tell_of_return(keeper: Keeper, recovered: Recovered | None, died: float | None) -> None:
+    """Tells the log and the operator's list that State is back."""
+    took = f" within {(time.monotonic() - died) * 1000:.0f} ms" if died is not None else ""
+    if recovered is None:
+        outcome = "everything begins anew"
+    else:
+        outcome = f"{keeper.store.tree.size} nodes, {len(keeper.store.items.connections)} connections"
+        outcome += "" if recovered.complete else ", something is lost and all were closed"
+    text = f"State has died; {os.getpid()} took over{took}: {outcome}"
+    keeper.note(text)
+    log.warning("%s", text)
 
 
 def _files(options: Options) -> str:
@@ -188,6 +274,13 @@ def _box_path(options: Options) -> str:
         return os.path.join(directory, "recovery-box")
     mark = hashlib.sha256(options.rundir.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     return os.path.join(directory, f"xenstored-{os.getuid()}-{mark}")
+
+
+def _listener(options: Options, inherited: Inherited) -> socket.socket:
+    kept = fdstore.number_of(inherited.kept, LISTENER)
+    listener = socket.socket(fileno=kept) if kept is not None else _listen(options.socket)
+    listener.setblocking(False)
+    return listener
 
 
 def _listen(path: str) -> socket.socket:

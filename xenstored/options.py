@@ -42,7 +42,7 @@ class Options:
     event_seconds: int | None = None
     restart: str | None = None
     watchdog: float | None = None
-    guardian: bool = False
+    guardian: bool = True
     pid_file: str | None = None
     trace_file: str | None = None
     trace_switches: dict[str, bool] = field(default_factory=dict)
@@ -123,8 +123,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--guardian",
-        action="store_true",
-        help="State writes down what it does, and a small process starts it again, with all connections, when it dies",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether State survives its own death (the default): it writes down what it does, and systemd, or a small"
+        " process, starts it again with all connections",
     )
     p.add_argument("-F", "--pid-file", metavar="FILE", help="write the daemon's pid there")
     p.add_argument("-T", "--trace-file", metavar="FILE", help="trace messages into this file")

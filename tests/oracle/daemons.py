@@ -344,13 +344,16 @@ def session_members(leader: int) -> list[int]:
 
 
 def _end_session(leader: int) -> None:
-    """Gives processes whose leader is gone a moment to end, then kills them."""
-    deadline = time.monotonic() + LEFTOVER_SECONDS
-    while session_members(leader) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    for pid in session_members(leader):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    """Gives processes whose leader is gone a moment to end, then kills them, and whom they have started meanwhile."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + LEFTOVER_SECONDS
+        while members := session_members(leader):
+            if number == signal.SIGTERM and time.monotonic() > deadline:
+                break
+            for pid in members:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            time.sleep(0.01)
 
 
 def _accepts(path: Path) -> bool:

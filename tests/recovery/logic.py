@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Final
 
 from tests.oracle.daemons import OurDaemon
@@ -107,13 +108,16 @@ class Logic:
 
 
 def logic_of(daemon: OurDaemon) -> Logic | None:
-    """The Logic that runs now; None while there is none."""
+    """The Logic that runs now; None while there is none, or State has said of none yet."""
     state = daemon.pid
-    with open(f"/proc/{state}/task/{state}/children", encoding="ascii") as f:
-        children = f.read().split()
-    for child in children:
+    with suppress(FileNotFoundError, ValueError):
+        said = int((daemon.run_dir / "logic.pid").read_text())
         with suppress(Gone):
-            return Logic(int(child), state)
+            return Logic(said, state)
+        for child in Path(f"/proc/{state}/task/{state}/children").read_text().split():  # it may be unable to say
+            with suppress(Gone, FileNotFoundError, ProcessLookupError):
+                if Path(f"/proc/{child}/comm").read_text().strip() not in {"xenstore-guard", "xenstore-save"}:
+                    return Logic(int(child), state)
     return None
 
 

@@ -82,7 +82,7 @@ def test_half_a_request_is_looked_at_once_and_served_when_it_is_whole() -> None:
 
 
 def test_when_asked_by_command_or_by_signal() -> None:
-    with running() as daemon, Client(daemon.socket) as client:
+    with running("--no-guardian") as daemon, Client(daemon.socket) as client:
         assert client.call(Op.CONTROL, strings("restart")) == b"OK\0"
         wait_until(lambda: counts(client)["planned"] == 1, "no restart")
         time.sleep(0.2)  # until the new Logic takes signals; before, it would be none the wiser

@@ -35,7 +35,7 @@ def run_dir() -> Iterator[Path]:
 
 @pytest.fixture
 def daemon(run_dir: Path) -> Iterator[OurDaemon]:
-    with OurDaemon(run_dir, ["--guardian"]) as running:
+    with OurDaemon(run_dir) as running:
         yield running
 
 
@@ -123,7 +123,7 @@ def test_a_slow_restart_runs_the_code_that_is_there_now(run_dir: Path, tmp_path:
     for package in ("protocol", "recovery_box", "xenstore_state", "xenstore_logic", "xenstored"):
         shutil.copytree(root / package, tmp_path / package)
     with (
-        OurDaemon(run_dir, ["--guardian"], {"PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": "1"}) as daemon,
+        OurDaemon(run_dir, (), {"PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": "1"}) as daemon,
         Client(daemon.socket) as client,
     ):
         client.write("/kept", b"1")

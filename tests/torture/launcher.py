@@ -15,7 +15,7 @@ from typing import Any, Final
 from tests.torture import broken, logic_steps, state_steps
 from tests.torture.injections import LOGIC, STATE, Injector, before
 from xenstored import __main__ as xenstored
-from xenstored.guardian import SOCKET_VARIABLE
+from xenstored.guard import GUARDIAN_VARIABLE
 
 VARIABLE: Final = "XOARSTORE_TORTURE"
 
@@ -32,7 +32,7 @@ def main() -> int:
         if STATE.keys() & set(told["steps"]):
             state_steps.install(injector)
     state_steps.checkpoints_often()
-    if SOCKET_VARIABLE in os.environ:  # a guardian has started this State, so there is something to lose
+    if GUARDIAN_VARIABLE in os.environ:  # a guardian has started this State, so there is something to lose
         injector.arm("state")
     before(xenstored, "run_logic", lambda *_: injector.arm("logic"))
     return xenstored.main()

@@ -38,7 +38,9 @@ class TortureDaemon(OurDaemon):
         self._crashes = run_dir / "crashes"
         self.hits: Counter[str] = Counter()
         told = {"file": str(self._crashes), "seed": seed, "steps": list(steps), "broken": broken}
-        super().__init__(run_dir, [*(["--guardian"] if guardian else []), *arguments], {VARIABLE: json.dumps(told)})
+        super().__init__(
+            run_dir, ["--guardian" if guardian else "--no-guardian", *arguments], {VARIABLE: json.dumps(told)}
+        )
 
     def command(self) -> list[str]:
         own = super().command()

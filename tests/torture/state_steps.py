@@ -13,7 +13,7 @@ from tests.torture.injections import Injector, after, before
 from xenstore_state import checkpoint, keeper, survival
 from xenstore_state.keeper import Keeper
 from xenstore_state.restarts import Restarts
-from xenstore_state.survival import ACCEPTED, Survival
+from xenstore_state.survival import ACCEPTED, CONNECTION, Survival
 
 OFTEN: Final = 32 << 10
 """Bytes of a ledger at which another checkpoint is made: far more often than in earnest."""
@@ -21,7 +21,7 @@ OFTEN: Final = 32 << 10
 
 def checkpoints_often() -> None:
     """Has checkpoints made often."""
-    survival.LEDGER_MAX = OFTEN  # type: ignore[misc]
+    survival.LEDGER_MIN = survival.LEDGER_MAX = OFTEN  # type: ignore[misc]
 
 
 def install(injector: Injector) -> None:
@@ -34,7 +34,7 @@ def install(injector: Injector) -> None:
 
 
 def _accepting(injector: Injector) -> None:
-    before(Survival, "accepted", lambda *_: injector.at("accepted, not in custody"))
+    before(Survival, "keep", lambda _, what, *__: injector.at("accepted, not in custody", when=what == CONNECTION))
     before(Survival, "_note", lambda _, entry: injector.at("in custody, not written down", when=entry[0] == ACCEPTED))
     before(Handover, "give", lambda *_: injector.at("written down, not handed over"))
     after(Handover, "give", lambda *_: injector.at("handed over, not in the store"))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from protocol.ops import Op
 from protocol.wire import Message
 from recovery_box import fdstore
+from recovery_box.fdstore import Inherited
 from recovery_box.ledger import Ledger, LedgerError, entries
 from tests.model.support import examples
 from xenstore_logic.embedded import Embedded
@@ -144,26 +145,38 @@ def test_a_ledger_ends_at_the_damage(tmp_path: Path) -> None:
         list(entries(str(path)))
 
 
-def test_descriptors_come_back_under_their_numbers_whatever_stands_there() -> None:
-    """Even when two of them have changed places."""
-    files = [os.memfd_create(f"file {n}") for n in range(3)]
+@examples(60)
+@given(st.permutations(range(6)), st.booleans())
+def test_descriptors_come_back_under_their_numbers_whatever_stands_there(order: list[int], elsewhere: bool) -> None:
+    """Even when they have changed places; others that came along make room."""
+    files = [os.memfd_create(f"file {n}") for n in range(6)]
     for n, fd in enumerate(files):
         os.write(fd, b"%d" % n)
-    a, b, c = files
-    kept = fdstore.settle({"a": (a, b), "b": (b, c), "c": (c, a)})
-    assert kept == {"a": b, "b": c, "c": a}
-    assert [os.pread(kept[name], 9, 0) for name in "abc"] == [b"0", b"1", b"2"]
-    for fd in files:
+    places = [fd + 100 for fd in files] if elsewhere else files
+    kept = [Inherited("c", fd, places[order[n]]) for n, fd in enumerate(files[:4])]
+    settled, others = fdstore.settle(kept, (files[4], files[5]))
+    assert settled == {one.number: "c" for one in kept}
+    assert len({*settled, *others}) == 6
+    assert [os.pread(fd, 9, 0) for fd in [*(one.number for one in kept), *others]] == [b"%d" % n for n in range(6)]
+    for fd in (*settled, *others):
         assert not os.get_inheritable(fd)
         os.close(fd)
 
 
+def test_sixteen_thousand_names_fit_into_the_environment_of_a_process() -> None:
+    kept = 16_384 + 64
+    names = ":".join(f"c.{fdstore._in_digits(fd)}" for fd in range(kept))
+    assert len("LISTEN_FDNAMES=" + names) < 128 * 1024
+    environment = {"LISTEN_FDS": str(kept), "LISTEN_FDNAMES": names}
+    assert [(one.what, one.number) for one in fdstore.inherited(environment)] == [("c", fd) for fd in range(kept)]
+
+
 def test_what_was_kept_is_found_in_the_environment_once() -> None:
-    environment = {"LISTEN_FDS": "2", "LISTEN_FDNAMES": "box.7:c12.300", "LISTEN_PID": str(os.getpid()), "OTHER": "x"}
-    assert fdstore.inherited(environment) == {"box": (3, 7), "c12": (4, 300)}
+    environment = {"LISTEN_FDS": "2", "LISTEN_FDNAMES": "box.7:c.8c", "LISTEN_PID": str(os.getpid()), "OTHER": "x"}
+    assert fdstore.inherited(environment) == [Inherited("box", 3, 7), Inherited("c", 4, 300)]
     assert environment == {"OTHER": "x"}
-    assert fdstore.inherited(environment) == {}
-    assert fdstore.inherited({"LISTEN_FDS": "1", "LISTEN_FDNAMES": "box.7", "LISTEN_PID": "1"}) == {}
+    assert fdstore.inherited(environment) == []
+    assert fdstore.inherited({"LISTEN_FDS": "1", "LISTEN_FDNAMES": "box.7", "LISTEN_PID": "1"}) == []
 
 
 def test_whoever_keeps_descriptors_is_told_as_systemd_is(tmp_path: Path) -> None:
@@ -172,12 +185,36 @@ def test_whoever_keeps_descriptors_is_told_as_systemd_is(tmp_path: Path) -> None
         systemd.bind(address)
         store = fdstore.at(address)
         read, write = os.pipe()
-        store.keep("c5", read)
+        store.keep("c", read)
         text, fds, _, _ = socket.recv_fds(systemd, 1000, 4)
-        assert text == b"FDSTORE=1\nFDPOLL=0\nFDNAME=c5.%d" % read
+        name = b"c." + fdstore._in_digits(read).encode()
+        assert text == b"FDSTORE=1\nFDPOLL=0\nFDNAME=" + name
         os.write(write, b"x")
         assert os.read(fds[0], 1) == b"x"
-        store.drop("c5", read)
-        assert systemd.recv(1000) == b"FDSTOREREMOVE=1\nFDNAME=c5.%d" % read
+        store.drop(read)
+        assert systemd.recv(1000) == b"FDSTOREREMOVE=1\nFDNAME=" + name
         for fd in (read, write, *fds):
+            os.close(fd)
+
+
+def test_no_more_is_kept_than_there_is_room_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """systemd closes what goes beyond FileDescriptorStoreMax; it is not even asked."""
+    address = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(address)
+        systemd.setblocking(False)
+        store = fdstore.at(address, 1)
+        pair = os.pipe()
+        for fd in pair:
+            store.keep("c", fd)
+        assert len(caplog.records) == 1
+        assert b"FDSTORE=1" in systemd.recv(1000)
+        store.drop(pair[1])
+        with pytest.raises(BlockingIOError):
+            systemd.recv(1000)
+        store.drop(pair[0])
+        store.keep("c", pair[1])
+        assert b"FDSTOREREMOVE=1" in systemd.recv(1000)
+        assert b"FDSTORE=1" in systemd.recv(1000)
+        for fd in pair:
             os.close(fd)
