@@ -47,16 +47,33 @@ def reserve_low_numbers(first: int) -> int:
     Accepting then gives a connection its final number, and fails without taking one when none is left.  Returns the lowest
     number from which on all are only reserved: whatever the keeper opens later does not come to lie there.
     """
-    lowest = first
-    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    before = null - 1
-    while null < first:
-        if null != before + 1 or lowest == first:
-            lowest = null
-        before = null
-        null = os.dup(null)
-    os.close(null)
+    lowest, before = first, -1
+    try:
+        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        while null < first:
+            if null != before + 1 or lowest == first:
+                lowest = null
+            before = null
+            null = os.dup(null)
+        os.close(null)
+    except OSError as e:
+        if not is_exhaustion(e):  # else all are taken, also those behind
+            raise
     return lowest if before == first - 1 else first
+
+
+def make_room(lowest: int, end: int, spare: int) -> None:
+    """In the keeper, before it makes a worker: frees those numbers from `lowest` up to `end` that it keeps occupied.
+
+    Connections may have every other one.  `spare` stays.  `reserve_low_numbers` takes back what is left.
+    """
+    null = os.stat(os.devnull).st_rdev
+    for number in range(lowest, end):
+        try:
+            if number != spare and os.fstat(number).st_rdev == null:
+                os.close(number)
+        except OSError:
+            pass
 
 
 def settle(fd: int, first: int) -> int:

@@ -54,6 +54,8 @@ WATCHDOG: Final = 2.0
 """Seconds without a turn after which Logic is killed, unless the daemon was told otherwise."""
 NODES_FOR_ANOTHER: Final = 250_000
 """With so many nodes Logic gets the same time once more: one request may remove them all."""
+WORKER_DESCRIPTORS: Final = 12
+"""Numbers that making another Logic takes for a moment, at most."""
 FORK_AGAIN: Final = 0.1
 NO_MEMORY: Final = 20
 """Exit status of a Logic that could get no more; none of `Planned`."""
@@ -347,6 +349,8 @@ class Keeper:
 
     def _fork(self) -> None:
         gc.freeze()
+        margin = min(self._reserved_from + WORKER_DESCRIPTORS, self._first_number)
+        custody.make_room(self._reserved_from, margin, self._spare)
         self._line.close()
         self._reception.before_fork()
         self._line = Line()
@@ -378,7 +382,7 @@ class Keeper:
         self._logic_pid = _fork()
         if not self._logic_pid:
             last_epoll.close()
-            self._be_logic(inheritance)
+            self._be_logic(inheritance, margin)
         self._reception.sockets.renew(last_epoll)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         self._reception.after_fork()
@@ -398,7 +402,7 @@ class Keeper:
             return None
         return list({c.id: c for c in (*unfinished, *self._applier.waiting)}.values())
 
-    def _be_logic(self, inheritance: Inheritance) -> None:
+    def _be_logic(self, inheritance: Inheritance, margin: int) -> None:
         status = 1
         try:
             signal.set_wakeup_fd(-1)
@@ -410,7 +414,7 @@ class Keeper:
             self._reception.close_in_logic()
             self._signals_read.close()
             self._signals_write.close()
-            custody.release_low_numbers(self._reserved_from, self._first_number)
+            custody.release_low_numbers(margin, self._first_number)
             self._reception.handover.in_worker()
             self._line.in_worker()
             if self._survival is not None:

@@ -150,6 +150,7 @@ class Reception:
             self._box.ensure_slot(slot)
             if self._survival is not None:
                 self._survival.prepare()
+            custody.reserve_low_numbers(self._first_number)  # one may have become free; with it, no other might be left
             fd = listener._accept()[0]  # type: ignore[attr-defined]  # the number is all that is wanted
         except BlockingIOError:
             return True

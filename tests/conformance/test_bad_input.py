@@ -22,12 +22,17 @@ from tests.conformance.conftest import running
 from tests.conformance.processes import anonymous_bytes, cpu_share, highest_descriptor
 from tests.conformance.subject import UnderTest
 from tests.conformance.wire import HEADER, PATIENCE, PAYLOAD_MAX, Client, Closed, Op, connect, pack, strings
-from tests.oracle.daemons import Daemon
+from tests.oracle.daemons import RESTART_POLICY, Daemon
 
 RANDOM_SECONDS = float(os.environ.get("XOARSTORE_RANDOM_SECONDS", "5"))
 IDLE = 0.1
 """Share of one processor below which a daemon with nothing to do counts as idle."""
 MIB = 1 << 20
+
+
+served_at_leisure = pytest.mark.skipif(
+    "per-request" in RESTART_POLICY, reason="it bounds a time that a restart for each request takes"
+)
 
 
 def is_served(client: Client) -> bool:
@@ -153,6 +158,7 @@ def untouched(fresh_daemon: Daemon) -> Iterator[tuple[Daemon, Client, Client]]:
         assert "Traceback" not in fresh_daemon.output()
 
 
+@served_at_leisure
 def test_a_client_that_floods_and_never_reads_is_no_longer_read_and_loses_nothing(
     untouched: tuple[Daemon, Client, Client],
 ) -> None:
@@ -200,6 +206,7 @@ def test_events_that_nobody_takes_are_bounded(untouched: tuple[Daemon, Client, C
     assert process.lasting_pids() == pids
 
 
+@served_at_leisure
 def test_many_clients_that_do_not_read_keep_nobody_waiting(
     process: Daemon, connect: Callable[[], Client], other: Client, node: str
 ) -> None:

@@ -19,6 +19,11 @@ NOT_WHILE_RESTARTING = {
     "introducing-releasing-resuming": RESUMED,
     "a-shutdown-is-told-once-until-the-domain-is-resumed-shutdown": RESUMED,
     "a-shutdown-is-told-once-until-the-domain-is-resumed-crashed": RESUMED,
+    "a-domain-resumed-and-running-again-can-shut-down-again": RESUMED,
+    "the-next-domain-of-a-number-is-not-introduced-end-unnoticed": "the next Logic looks at all domains: nothing is unnoticed",
+    "the-next-domain-of-a-number-has-neither-watches-nor-transactions-end-noticed": (
+        "a Logic that has just begun may serve a request before it hears of the end that came right before it"
+    ),
     "xsa-349-events-of-one-node-do-not-pile-up": "a restart forgets which events wait unsent, and lets one more of each through",
 }
 """Cases whose steps have another outcome when Logic is restarted between them, each with the reason (docs/recovery.md)."""

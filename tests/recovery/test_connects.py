@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import resource
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
 
+from tests.conformance.processes import highest_descriptor
 from tests.conformance.wire import Client
 from tests.oracle.daemons import OurDaemon
-from tests.recovery.logic import kill_logic, restarts, wait_for_restarts
+from tests.recovery.logic import PATIENCE, kill_logic, restarts, wait_for_restarts
 
 MANY = 1000
 DESCRIPTORS = MANY + 200
@@ -51,3 +54,24 @@ def test_a_thousand_connections_at_once_restart_nothing_and_survive_a_restart(da
         wait_for_restarts(daemon, 3)
     with Client(daemon.socket) as client:
         assert len(client.directory("/many")) == MANY
+
+
+def test_without_descriptors_a_logic_that_dies_is_followed_by_another(daemon: OurDaemon) -> None:
+    with ExitStack() as stack:
+        first = stack.enter_context(Client(daemon.socket))
+        limit = highest_descriptor(daemon.pids()) + 4
+        for pid in daemon.pids():
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, limit))
+        for _ in range(12):
+            waiting = socket.socket(socket.AF_UNIX)
+            stack.callback(waiting.close)
+            waiting.settimeout(PATIENCE)
+            waiting.connect(str(daemon.socket))
+        deadline = time.monotonic() + PATIENCE
+        while "no more connections are accepted" not in daemon.output():
+            assert time.monotonic() < deadline
+            assert first.read("/tool/xenstored") == b""
+        for _ in range(5):
+            kill_logic(daemon)
+            assert first.read("/tool/xenstored") == b""
+            assert daemon.running()
