@@ -153,9 +153,9 @@ def _run(options: Options, hypervisor: Hypervisor | None, pipe: int, made: list[
         service.announce(pipe)
         if survival is not None:
             survival.ready()
-        if again:
-            _tell_of_return(keeper, recovered, inherited.died)
 
+    if again:
+        _tell_of_return(keeper, recovered, inherited.died)
     try:
         keeper.run(ready)
     except Exception:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
 import time
@@ -21,10 +20,10 @@ from tests.conformance.wire import Client, Closed, Op, strings
 from tests.conformance.xen import SimulatedXen
 from tests.oracle.daemons import OurDaemon, session_members, short_run_dir
 
-SECONDS = float(os.environ.get("XOARSTORE_STATE_SECONDS", "8"))
-SEED = int(os.environ.get("XOARSTORE_KILL_SEED", "0")) or random.SystemRandom().getrandbits(32)
 PATIENCE = 20.0
-FINISH = 60.0
+DEATHS = 12
+FILES_MAX = 24
+"""Of ledgers and checkpoints: two checkpoints, and eight ledgers of a mebibyte behind each, with some to spare."""
 
 
 @pytest.fixture
@@ -167,3 +166,19 @@ def test_it_ends_in_order_and_leaves_nothing(daemon: OurDaemon) -> None:
         time.sleep(0.01)
     assert list(daemon.run_dir.glob("state-*/*")) == []
     assert not daemon.socket.exists()
+
+
+def test_nothing_grows_with_its_deaths(daemon: OurDaemon) -> None:
+    """Files, descriptors and processes: old ledgers go when a checkpoint is made, which many of them are reason enough for."""
+    with Client(daemon.socket) as client:
+        found = []
+        for n in range(DEATHS):
+            client.write("/n", b"%d" % n)
+            kill_state(daemon)
+            assert client.read("/n") == b"%d" % n
+            files = list(daemon.run_dir.glob("state-*/*"))
+            fds = len(os.listdir(f"/proc/{state_pid(daemon)}/fd"))
+            found.append((fds, len(session_members(daemon.pid)), len(files)))
+        assert len({fds for fds, *_ in found}) <= 3, found
+        assert max(members for _, members, _ in found) <= 4, found
+        assert max(files for *_, files in found) <= FILES_MAX, found
