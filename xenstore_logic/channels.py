@@ -58,20 +58,25 @@ class Channel:
         self.linked: dict[int, int] = {}
         """Of a guest: its requests, by input position, whose events others have not taken, with the number of those."""
         if self.bound:
-            self._count_replies()
+            self._remember_output()
 
-    def _count_replies(self) -> None:
-        """Of a ring that another Logic served: replies in its region that its guest has not taken, and those behind it."""
+    def _remember_output(self) -> None:
+        """Of a ring that another Logic served: what its guest has not taken of its region, and what waits behind it."""
         if self.ring is not None:
-            self._count_replies_in(*self.ring.since_mark())
+            self._remember(*self.ring.since_mark())
         for chunk in self.connection.pending.chunks:
-            self._count_replies_in(chunk.position, chunk.data)
+            self._remember(chunk.position, chunk.data)
 
-    def _count_replies_in(self, position: int, data: bytes) -> None:
+    def _remember(self, position: int, data: bytes) -> None:
+        """Replies, which are outstanding, and events, which are not queued again."""
         try:
             for op, message in messages(data):
                 position = (position + len(message)) & M32
-                if op != Op.WATCH_EVENT and 0 < (position - self.lane.sent) & M32 < _HALF:
+                if not 0 < (position - self.lane.sent) & M32 < _HALF:
+                    continue
+                if op == Op.WATCH_EVENT:
+                    self.queued[message] = position
+                else:
                     self.replies.append(position)
         except ValueError:
             pass  # written by a Logic that had gone mad

@@ -24,7 +24,6 @@ NOT_WHILE_RESTARTING = {
     "the-next-domain-of-a-number-has-neither-watches-nor-transactions-end-noticed": (
         "a Logic that has just begun may serve a request before it hears of the end that came right before it"
     ),
-    "xsa-349-events-of-one-node-do-not-pile-up": "a restart forgets which events wait unsent, and lets one more of each through",
 }
 """Cases whose steps have another outcome when Logic is restarted between them, each with the reason (docs/recovery.md)."""
 

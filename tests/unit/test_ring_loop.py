@@ -799,6 +799,18 @@ def test_replies_that_a_guest_has_not_read_stay_outstanding_when_logic_dies(worl
     assert [m.req_id for m in guest.take()] == list(range(guest.last_id - 49, guest.last_id + 1))
 
 
+def test_an_event_that_waits_is_not_queued_again_when_logic_dies(world: World) -> None:
+    deaf = world.introduced(5)
+    deaf.sends((Op.WATCH, strings(b"a", b"t" * 900)))  # its first event fills the ring
+    world.settle()
+    for _ in range(3):
+        assert world.toolstack.does(Op.WRITE, b"/local/domain/5/a\0") == OK
+        world.dies()
+    world.settle()
+    deaf.looks()
+    assert len(deaf.take()) == 3  # the reply, the first event, and one for all writes
+
+
 # ---- connections that end while others are being dealt with
 
 
