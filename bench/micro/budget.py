@@ -23,10 +23,27 @@ from bench.subject import Cores, pin
 from bench.table import aligned
 from tests.oracle.daemons import OurDaemon, short_run_dir
 
-ROUNDS, SECONDS, DEADLINE = 7, 0.3, 60.0
+ROUNDS, FEW, SECONDS, DEADLINE = 7, 3, 0.3, 60.0
+TRIPS = {"read": "socket read", "write": "socket write"}
+OTHERS = {
+    "connect, READ, close": "session",
+    "MKDIR, then RM": "socket mkdir-rm",
+    "SET_PERMS": "socket set-perms",
+    "transaction of 10 writes": "transaction 10",
+    "READ, 100 connections in parallel: each": "parallel 100",
+    "WRITE with 10 watchers": "fanout 10",
+    "WRITE with 1,000 watchers": "fanout 1000",
+    "RM of 1,000 watched children": "watched-removal 1000",
+    "ring: READ": "ring read",
+    "ring: WRITE": "ring write",
+}
+"""What is split by process only: title and the load client's command, to which the seconds are added."""
 RESULT = Path(__file__).parents[1] / "results" / "micro.json"
 TARGET = Path(__file__).parents[1] / "BUDGET.md"
 
+BY_PROCESS = """\
+Time from request to reply (or to the last event), and the CPU time of each process for it, in microseconds. State works beside
+Logic, on another core; but a new connection reaches Logic through State, and who asks about a domain waits for State's answer."""
 PROFILED = ("turn: read", "turn: write, applied by State", "write with 10 watchers", "transaction of 10 writes")
 PROFILE_LINES = 12
 PARTS_TITLE = "## Every part"
@@ -91,22 +108,24 @@ def read(path: Path) -> Parts:
 
 
 def measure() -> dict[str, Trip]:
-    """READ and WRITE of a running daemon."""
+    """READ and WRITE of a running daemon, and `OTHERS`."""
     cores = Cores.chosen(single_core=False)
     with short_run_dir() as run_dir, OurDaemon(run_dir) as daemon, LoadClient(daemon.socket, daemon.xen_dir) as client:
         pin([client.pid, daemon.serving_pid()], cores.serving)
         pin([daemon.pid], cores.beside)
-        return {kind: _trip(client, daemon, kind) for kind in ("read", "write")}
+        trips = {name: _trip(client, daemon, command, ROUNDS) for name, command in TRIPS.items()}
+        client.command("guests 1", DEADLINE)
+        return trips | {name: _trip(client, daemon, command, FEW) for name, command in OTHERS.items()}
 
 
-def _trip(client: LoadClient, daemon: OurDaemon, kind: str) -> Trip:
+def _trip(client: LoadClient, daemon: OurDaemon, command: str, rounds: int) -> Trip:
     """The CPU time of each process is taken in rounds of its own, in turn."""
     trips = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         by_process = []
         for pid in (daemon.logic_pid(), daemon.pid):
             client.command(f"pids {pid}", DEADLINE)
-            by_process.append(client.command(f"socket {kind} {SECONDS}", DEADLINE))
+            by_process.append(client.command(f"{command} {SECONDS}", DEADLINE))
         logic, state = by_process
         figures = (logic["us"], logic["client_us"], logic["cpu_us"], state["cpu_us"])
         trips.append(Trip(*map(float, figures)))
@@ -197,6 +216,13 @@ def table(stages: Sequence[Stage], whole: float, title: str) -> str:
     return aligned(rows)
 
 
+def processes(trips: Mapping[str, Trip]) -> str:
+    """Who spends the time of each kind of request."""
+    rows = [["request", "time", "client", "Logic", "State"], ["---"] * 5]
+    rows += [[name, *(f"{value:,.1f}" for value in trip)] for name, trip in trips.items()]
+    return aligned(rows)
+
+
 def profiles() -> str:
     """Which functions execute the bytecodes: the same on every run. What is compiled executes none."""
     parts = []
@@ -225,6 +251,8 @@ def markdown(parts: Parts, trips: Mapping[str, Trip], conditions: Mapping[str, s
         table(write_stages(parts.us, writing), writing.whole, "round trip, measured"),
         "Beside it, on the other core, State applies the record:",
         table(state_stages(parts.us, writing), writing.state, "CPU time of State a WRITE, measured"),
+        f"## By process\n\n{BY_PROCESS}",
+        processes(trips),
         PARTS_TITLE,
         aligned(rows),
         "## Bytecodes by function\n\nOf some sections of the counted workload (`bench/counting`): the same on every run.",
