@@ -158,7 +158,7 @@ class Scene:
         for subject in subjects:
             if stage.set_up and subject.out is None:
                 try:
-                    answer = made[subject.name] = subject.set_up(stage.set_up)
+                    answer = made[subject.name] = self._set_up_twice(stage.set_up, subject)
                 except Declined as reason:
                     declined[subject.name] = str(reason)
                     self._say(f"{stage.set_up}: {subject.name}: {reason}")
@@ -171,6 +171,17 @@ class Scene:
                 self._results.set_ups.append(SetUp(self._scenario.name, stage.set_up, subject.name, took))
                 self._say(f"{stage.set_up}: {subject.name} {took:.1f} s")
         return made, declined
+
+    def _set_up_twice(self, command: str, subject: Candidate) -> Answer:
+        """What setting up told; a daemon that fails is replaced once. Raises whatever the second try does."""
+        try:
+            return subject.set_up(command)
+        except Declined:
+            raise
+        except Failures as error:
+            self._say(f"{command}: {subject.name} fails, once more: {subject.explain(error)}")
+            subject.start_again()
+            return subject.set_up(command)
 
     def _take_from_set_up(self, rows: Sequence[Row], made: dict[str, Answer], subjects: Sequence[Candidate]) -> None:
         for subject in subjects:

@@ -138,7 +138,6 @@ def read_stages(us: Mapping[str, float], trip: Trip) -> list[Stage]:
         Stage("the path: checked, its names", us["path: as a handler takes it"], True),
         Stage("lookup", us["lookup"], True),
         Stage("permission check", us["permission: toolstack"], True),
-        Stage("the reply encoded", us["reply: encode"], True),
     ]
     stages = [*_comes_in(us), *_split("handler", us["handler: READ"], handler), *_goes_out(us)]
     return _whole(stages, us["turn: READ"], trip)
@@ -149,13 +148,11 @@ def write_stages(us: Mapping[str, float], trip: Trip) -> list[Stage]:
     handler = [
         Stage("the path: checked, its names", us["path: as a handler takes it"], True),
         Stage("the effect: lookup, permission check, new value", us["effect: WRITE"], True),
-        Stage("the reply encoded", us["reply: encode"], True),
     ]
     stages = [
         *_comes_in(us),
         *_split("handler", us["handler: WRITE"], handler),
-        Stage("record encoded", us["record: encode"]),
-        Stage("journal append", us["journal: append"]),
+        Stage("record encoded, into the journal", us["record: publish"]),
         *_goes_out(us),
     ]
     return _whole(stages, us["turn: WRITE"], trip)
@@ -178,13 +175,13 @@ def _comes_in(us: Mapping[str, float]) -> list[Stage]:
     return [
         Stage("readiness (epoll_wait)", us["readiness (epoll_wait)"]),
         Stage("receive (recvmmsg)", us["lane: receive"]),
-        Stage("message cut out, header", us["lane: peek"] + us["header: unpack"]),
+        Stage("message framed: header, payload", us["lane: frame"]),
     ]
 
 
 def _goes_out(us: Mapping[str, float]) -> list[Stage]:
     return [
-        Stage("reply into its region", us["lane: answer"]),
+        Stage("reply encoded, into its region", us["lane: reply"]),
         Stage("send (sendmmsg)", us["lane: send"]),
     ]
 

@@ -11,12 +11,12 @@ call or a step costs by itself is a part too (`CALL`, `STEP`), to be subtracted.
 
 from collections.abc import Callable
 from time import perf_counter
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from bench.stand import RECEIVE, Stand, request, write
 from protocol.ops import Op
 from protocol.paths import check_path, components
-from protocol.wire import ACK, HEADER, HEADER_SIZE, Framer, watch_event
+from protocol.wire import ACK, HEADER, HEADER_SIZE, PAYLOAD_MAX, Framer, watch_event
 from recovery_box.journal import Consumer
 from xenstore_state.access import Subject, rights
 from xenstore_state.effects import PERFORM, WRITE, names_of
@@ -102,10 +102,6 @@ def ready_stand() -> Stand:
 # ---- what comes in
 
 
-def _header() -> Step:
-    return lambda: HEADER.unpack_from(READING)
-
-
 def _framer() -> Step:
     framer = Framer()
     return lambda: list(framer.feed(READING))
@@ -177,7 +173,7 @@ def _handler(message: bytes) -> Step:
     op = HEADER.unpack_from(message)[0]
 
     def handle() -> None:
-        core.handle(by, op, 1, 0, payload)
+        core.serve(by, op, 0, payload)
         core.effect = None
 
     return handle
@@ -186,14 +182,9 @@ def _handler(message: bytes) -> Step:
 # ---- what is published
 
 
-def _a_record(stand: Stand) -> tuple[object, ...]:
+def _a_record(stand: Stand) -> tuple[Any, ...]:
     reply = HEADER.pack(Op.WRITE, 1, 0, len(ACK)) + ACK
     return (1, 1000, WRITE, (0, PATH, VALUE), "", stand.core.store.tree.generation, ((1, 2000, reply, False, 0),))
-
-
-def _record_encode() -> Step:
-    record = _a_record(ready_stand())
-    return lambda: encode(record)
 
 
 def _record_decode() -> Step:
@@ -206,16 +197,16 @@ def _read_all(consumer: Consumer) -> None:
         pass
 
 
-def _journal_append() -> Steps:
+def _publish() -> Steps:
     stand = ready_stand()
-    body = encode(_a_record(stand))
-    return Steps(nothing, lambda: stand.producer.append(body), lambda: _read_all(stand.consumer))
+    record = _a_record(stand)
+    return Steps(nothing, lambda: stand.producer.publish(record), lambda: _read_all(stand.consumer))
 
 
 def _journal_read() -> Steps:
     stand = ready_stand()
-    body = encode(_a_record(stand))
-    return Steps(lambda: stand.producer.append(body), lambda: _read_all(stand.consumer))
+    record = _a_record(stand)
+    return Steps(lambda: stand.producer.publish(record), lambda: _read_all(stand.consumer))
 
 
 def _apply() -> Steps:
@@ -243,24 +234,23 @@ def _receive() -> Steps:
     return Steps(lambda: client.send(READING), lane.receive, lambda: lane.publish(lane.fill, lane.made))
 
 
-def _peek() -> Steps:
+def _frame() -> Steps:
     stand = ready_stand()
     lane = stand.channel.lane
     stand.client.send(READING)
     lane.receive()
-    return Steps(nothing, lambda: lane.peek(len(READING)))
+    return Steps(nothing, lambda: lane.frame(PAYLOAD_MAX))
 
 
-def _answer() -> Steps:
+def _reply_placed() -> Steps:
     stand = ready_stand()
     lane, client = stand.channel.lane, stand.client
-    reply = HEADER.pack(Op.READ, 1, 0, len(VALUE)) + VALUE
 
     def empty() -> None:
         lane.send()
         client.recv(RECEIVE)
 
-    return Steps(nothing, lambda: lane.answer(reply, lane.head), empty)
+    return Steps(nothing, lambda: lane.reply(Op.READ, 1, 0, VALUE, lane.head), empty)
 
 
 def _send() -> Steps:
@@ -297,8 +287,7 @@ PARTS: Final = (
     Part(STEP, lambda: Steps(nothing, nothing), stepped=True),
     Part("readiness (epoll_wait)", _readiness, stepped=True),
     Part("lane: receive", _receive, stepped=True),
-    Part("lane: peek", _peek, stepped=True),
-    Part("header: unpack", _header),
+    Part("lane: frame", _frame, stepped=True),
     Part("framer: a message", _framer),
     Part("path: check", _path_check),
     Part("path: split", _names_split),
@@ -314,12 +303,11 @@ PARTS: Final = (
     Part("reply: encode", _reply),
     Part("handler: READ", lambda: _handler(READING)),
     Part("handler: WRITE", lambda: _handler(WRITING)),
-    Part("record: encode", _record_encode),
-    Part("journal: append", _journal_append, stepped=True),
+    Part("record: publish", _publish, stepped=True),
     Part("journal: read", _journal_read, stepped=True),
     Part("record: decode", _record_decode),
     Part("State: read and apply a WRITE", _apply, stepped=True),
-    Part("lane: answer", _answer, stepped=True),
+    Part("lane: reply", _reply_placed, stepped=True),
     Part("lane: send", _send, stepped=True),
     Part("turn: READ", lambda: _turn(READING), stepped=True),
     Part("turn: WRITE", lambda: _turn(WRITING), stepped=True),

@@ -110,14 +110,18 @@ def test_selecting_rows_keeps_their_set_up_only() -> None:
 class _Stub:
     """Stands for a daemon with its load client in a test of the order of things."""
 
-    def __init__(self, name: str, breaks_at: int = -1) -> None:
+    def __init__(self, name: str, breaks_at: int = -1, failing_set_ups: int = 0) -> None:
         self.name = name
         self.out: str | None = None
         self.figures = 0
         self.starts = 0
         self._breaks_at = breaks_at
+        self._failing_set_ups = failing_set_ups
 
     def set_up(self, command: str) -> Answer:
+        self._failing_set_ups -= 1
+        if self._failing_set_ups >= 0:
+            raise LoadFailed("not set up on purpose")
         return {"seconds": 0.0}
 
     def figure(self, row: Row, seconds: float) -> Answer:
@@ -131,6 +135,16 @@ class _Stub:
 
     def start_again(self) -> None:
         self.starts += 1
+
+
+@pytest.mark.parametrize(("failing", "figures"), [(0, 1), (1, 1), (2, 0)])
+def test_a_set_up_that_fails_is_tried_once_more(failing: int, figures: int) -> None:
+    stage = Stage("idle 2", (Row("first", "", "a"),))
+    results, stub = Results(), _Stub("ours", failing_set_ups=failing)
+    plan = Plan([], ["ours"], 1, 0.0)
+    Scene(Scenario("stubs", (stage,)), plan, results, time.monotonic()).play_stage(stage, [stub])
+    assert len(results.figures["first", "ours"]) == figures
+    assert (("first", "ours") in results.failures) is (figures == 0)
 
 
 def test_when_time_runs_out_there_is_one_round() -> None:
