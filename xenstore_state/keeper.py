@@ -477,14 +477,17 @@ class Keeper:
         wait = self._count(death, lived)
         if wait:
             time.sleep(wait)
+        text = f"Logic {pid} {death.cause} after {lived:.3f} s"
+        quietly = death.kind == "planned" and death.cause == ALONE
+        if not quietly:
+            self._restarts.note(text)
         self._fork()
-        if death.kind == "planned" and death.cause == ALONE:
-            self._tell_all()
-            return
-        text = f"Logic {pid} {death.cause} after {lived:.3f} s; {self._logic_pid} took over in {{:.1f}} ms"
-        text = text.format((time.monotonic() - died) * 1000)
-        self.note(text)
-        log.log(logging.INFO if death.kind == "planned" else logging.WARNING, "%s", text)
+        if not quietly:
+            after = f"; {self._logic_pid} took over in {(time.monotonic() - died) * 1000:.1f} ms"
+            line = self._restarts.complete(after)
+            if self._survival is not None:
+                self._survival.noted(line)
+            log.log(logging.INFO if death.kind == "planned" else logging.WARNING, "%s", text + after)
         self._tell_all()
 
     def _count(self, death: Death, lived: float) -> float:

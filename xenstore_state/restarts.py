@@ -208,8 +208,13 @@ class Restarts:
     # ---- what an operator sees
 
     def note(self, text: str) -> str:
-        """Remembers a restart; how it is remembered."""
+        """Remembers a restart, as far as it is known before the next Logic is forked; how it is remembered."""
         self._last.append(time.strftime("%Y-%m-%d %H:%M:%S ", time.localtime()) + text)
+        return self._last[-1]
+
+    def complete(self, text: str) -> str:
+        """What else is known of the last one afterwards; how it is remembered then."""
+        self._last[-1] += text
         return self._last[-1]
 
     def report(self) -> str:

@@ -120,6 +120,19 @@ def test_a_hang_is_a_death() -> None:
         assert counts(client)["hung"] == 1, "an idle Logic does not hang"
 
 
+def test_the_last_restart_is_told_of_with_its_cause() -> None:
+    with running() as daemon, Client(daemon.socket) as client:
+        for kills in (1, 2):
+            pid = daemon.logic_pid()
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: counts(client)["killed"] == kills, "no restart")  # noqa: B023  # called at once
+            told = client.call(Op.CONTROL, strings("restarts")).decode()
+            lines = [line for line in told.splitlines() if "killed by SIGKILL" in line]
+            assert len(lines) == kills
+            assert f"Logic {pid} " in lines[-1]
+            assert all("took over in" in line for line in lines[:-1])
+
+
 def test_nothing_grows_with_restarts() -> None:
     """Memory, descriptors, processes; no zombie is left."""
     with running("--restart", "every=0.01") as daemon, Client(daemon.socket) as client:
