@@ -30,6 +30,13 @@ WAIT_MAX: Final = 5.0
 """Seconds between attempts to start a State that does not begin to serve."""
 
 
+def _schedule(policy: int) -> None:
+    try:
+        os.sched_setscheduler(0, policy, os.sched_param(0))
+    except OSError:
+        pass  # it works under any policy
+
+
 class Guard:
     """The process."""
 
@@ -46,6 +53,7 @@ class Guard:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        _schedule(os.SCHED_BATCH)  # being told something is no reason to take State's core while it accepts a client
         try:
             with open("/proc/self/comm", "w", encoding="ascii") as f:
                 f.write("xenstore-guard")
@@ -119,6 +127,7 @@ class Guard:
             os.close(write)
             states_end.close()
             return
+        _schedule(os.SCHED_OTHER)
         try:
             self._become_state(states_end.fileno(), write, f"{guard} {died}")
         finally:
