@@ -33,10 +33,6 @@ class UnderTest:
     dom0_ring: Callable[[], Client] | None = None
 
     @property
-    def is_ours(self) -> bool:
-        return isinstance(self.process, OurDaemon)
-
-    @property
     def kind(self) -> str:
         """What it should answer like; what is only a socket, as the cases say first."""
         return self.like or ("strict" if self.process is None else LIKE_OF[type(self.process)])

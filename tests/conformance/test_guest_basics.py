@@ -79,6 +79,7 @@ def own_daemon(*extra_args: str) -> Iterator[tuple[Daemon, SimulatedXen, Client]
         if process.xen_dir is None:
             pytest.skip("needs guests: this daemon does not run on a simulated Xen")
         with Client(process.socket) as client:
+            client.call(Op.GET_DOMAIN_PATH, b"0\0")  # it has looked at what domains there are
             yield process, SimulatedXen(process.xen_dir), client
             assert client.read("/") == b""
 

@@ -2,7 +2,6 @@
 
 Expected is what the newest C xenstored answers, except that the RELEASE of a domain that is another's target releases it at
 once (C xenstored: at the second try, and then it may crash).  Each test's docstring names the function that decides it there.
-Cases of the edge-case table covered here: 61, 64, 65, 89, 106-110, 155, 156, 161.
 """
 
 from __future__ import annotations
@@ -28,12 +27,6 @@ INTRODUCED, RELEASED = "@introduceDomain", "@releaseDomain"
 
 def special(name: str, domid: int | None = None, token: str = "") -> Event:
     return Event((name if domid is None else f"{name}/{domid}").encode(), token.encode())
-
-
-# ---- coming
-
-
-# ---- shutting down
 
 
 # ---- dying
@@ -84,9 +77,6 @@ def test_a_release_takes_connection_and_nodes_at_once(guest: MakeGuest, client: 
     one.put_bytes(pack(Op.READ, b"a\0"))
     many_turns(client)
     assert one.field("rsp_prod") == given, "nobody is there"
-
-
-# ---- targets
 
 
 # ---- who may see it

@@ -84,9 +84,6 @@ def test_a_number_can_be_used_again_and_again(client: Client, xen: SimulatedXen)
             assert account(client, domid, "nodes").used == nodes_owned(client, domid, home_of(one)) == 2
 
 
-# ---- special watches
-
-
 # ---- refusals
 
 ours_only = pytest.mark.skipif(CHOICE != "ours", reason="refusals are counted by this daemon only")

@@ -2,7 +2,6 @@
 
 Expected is what the newest C xenstored answers; each test's docstring names the function that decides it there.
 There, what is used must stay below the quota: of 10 transactions a guest can open 9.
-Cases of the edge-case table covered here: 89, 137, 139-141, 143-147, 157-159.
 """
 
 from __future__ import annotations
@@ -40,9 +39,6 @@ def one(guest: MakeGuest) -> Guest:
     return guest()
 
 
-# ---- nodes
-
-
 # ---- watches, transactions
 
 
@@ -64,9 +60,6 @@ def test_changing_the_global_quota_changes_no_domain_that_is_known(guest: MakeGu
 def largest(fixed: int) -> int:
     """The most bytes of a value in a node of which so much else counts: 16, 8 for each permission, the child list."""
     return 2047 - fixed
-
-
-# ---- what a transaction may touch
 
 
 # ---- memory

@@ -2,7 +2,6 @@
 
 Expected is what the newest C xenstored answers; each test's docstring names the function that decides it there.
 On rings this daemon offers one feature more than C xenstored: reconnection (bit 0).
-Cases of the edge-case table covered here: 31, 33-36, 41-43, 45-47, 54, 58, 59, 91, 96, 97, 99, 100, 103, 105, 148, 160.
 """
 
 from __future__ import annotations
@@ -108,6 +107,3 @@ def test_a_port_in_the_page_counts_before_the_requests(client: Client, xen: Simu
         one.set_field("evtchn_port", 11)
         assert client.call(Op.INTRODUCE, strings(one.domid, 1, 7)) == b"OK\0"
         assert is_served(one)
-
-
-# ---- watches

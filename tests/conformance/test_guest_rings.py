@@ -3,7 +3,6 @@
 Expected is what the newest C xenstored does, except where this daemon does better on purpose: it offers reconnection, its
 positions in the ring are its own (a guest that overwrites them has an error), and an introduction revives a ring that had
 one.  Each test's docstring names what decides it in C xenstored, or the document that asks for it.
-Cases of the edge-case table covered here: 60, 61, 112-114.
 """
 
 from __future__ import annotations

@@ -26,9 +26,6 @@ def harmless(daemon: UnderTest) -> Iterator[None]:
         yield
 
 
-# ---- XSA-115: names of all changes could be learned by watching
-
-
 # ---- XSA-206: a guest that writes all the time made every transaction fail
 
 
@@ -55,21 +52,3 @@ def test_xsa_206_a_guest_that_writes_all_the_time_does_not_stop_transactions(
             assert time.monotonic() - begin < 2 * PATIENCE, f"no commit in {tries} tries"
     print(f"{tries} tries for 10 commits")
     assert one.field("req_cons") > 0, "the guest was served, too"
-
-
-# ---- XSA-322: a domain inherited the rights of an earlier one with its number
-
-
-# ---- XSA-323: a long relative path could not be removed by its absolute name
-
-
-# ---- XSA-352: a guest could give its nodes to others, and with them its quota
-
-
-# ---- XSA-353: the root was open to all
-
-
-# ---- XSA-417: a new domain had access where a permission had named its number too early
-
-
-# ---- XSA-419: a dead guest's nodes went to domain 0, which has no quota

@@ -90,9 +90,6 @@ def test_xsa_38_a_full_ring_is_served(guest: MakeGuest) -> None:
     assert one.field("error") == 0
 
 
-# ---- XSA-72: replies over 4096 bytes
-
-
 # ---- XSA-233: a guest and its stub domain died at once
 
 
@@ -116,9 +113,6 @@ def test_xsa_233_a_guest_and_its_stub_domain_may_die_at_once(
         for each in (stub, target):
             eventually(lambda each=each: not is_introduced(client, each.domid), "its end is noticed")  # type: ignore[misc]
             assert not client.exists(home_of(each))
-
-
-# ---- XSA-324: an event over 4096 bytes
 
 
 # ---- XSA-325: the end of a connection was taken for the end of the domain
@@ -234,9 +228,6 @@ def test_xsa_425_domains_with_pending_output_can_be_released_in_any_order(
         introduce(client, one)
         one.pending.clear()
         assert is_served(one)
-
-
-# ---- XSA-440: two transactions removed the same nodes
 
 
 # ---- XSA-481: paths that end where a name should be
