@@ -16,6 +16,7 @@ from recovery_box.items import M32, PENDING_MAX, Connection
 from tests.model.harness import assert_equal, fields
 from tests.model.support import examples
 from xenstore_state import effects
+from xenstore_state.domains import Offer
 from xenstore_state.effects import EFFECTS, GLOBAL
 from xenstore_state.records import Applier, BadRecord, Output, Record, decode, encode
 from xenstore_state.store import Store
@@ -517,3 +518,16 @@ def test_two_states_that_apply_the_same_records_are_equal() -> None:
             applier.apply(record(number, kind, arguments, (applier.store.tree.generation + changes)))
         assert_equal(one.store, other.store)
     assert tree.generation == other.store.tree.generation
+
+
+def test_a_guest_cannot_introduce_a_domain_even_if_its_ring_is_offered() -> None:
+    store = Store()
+    store.domains.learn(5, 5).introduced = True
+    store.domains.learn(6, 6)
+    store.domains.offers[6] = Offer(3, -1, 7, 7)
+    store.connect(Connection(2, -1, -1, 5, privileged=False, socket=False))
+    with pytest.raises(BadRecord):
+        Applier(store, lambda connection: 0).apply(
+            encode((2, 0, effects.INTRODUCE, (6,), "", store.tree.generation, ()))
+        )
+    assert store.domains.introduced(6) is None
