@@ -107,6 +107,10 @@ class Logic:
             raise Gone from None
 
 
+def _is_guardian(pid: str) -> bool:
+    return b"guard.py\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
 def logic_of(daemon: OurDaemon) -> Logic | None:
     """The Logic that runs now; None while there is none, or State has said of none yet."""
     state = daemon.pid
@@ -116,7 +120,7 @@ def logic_of(daemon: OurDaemon) -> Logic | None:
             return Logic(said, state)
         for child in Path(f"/proc/{state}/task/{state}/children").read_text().split():  # it may be unable to say
             with suppress(Gone, FileNotFoundError, ProcessLookupError):
-                if Path(f"/proc/{child}/comm").read_text().strip() not in {"xenstore-guard", "xenstore-save"}:
+                if not _is_guardian(child) and Path(f"/proc/{child}/comm").read_text() != "xenstore-save\n":
                     return Logic(int(child), state)
     return None
 
