@@ -9,6 +9,7 @@ A *looped* part is called again and again; a *stepped* one has something before 
 call or a step costs by itself is a part too (`CALL`, `STEP`), to be subtracted.
 """
 
+import gc
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any, Final, NamedTuple
@@ -62,6 +63,7 @@ class Part(NamedTuple):
         def timed(loops: int) -> float:
             if not made:
                 made.append(self.make())
+                gc.disable()  # as in the daemon
             thing = made[0]
             assert isinstance(thing, Steps) is self.stepped
             return _stepped(thing, loops) if isinstance(thing, Steps) else _looped(thing, loops)
