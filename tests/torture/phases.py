@@ -175,7 +175,8 @@ def _measure(daemon: TortureDaemon) -> tuple[int, Size, int]:
 def _compare(tally: Tally, sizes: list[tuple[int, Size, int]]) -> None:
     if not sizes:
         return
-    for restarts_, size, zombies in (sizes[0], sizes[len(sizes) // 2], sizes[-1]):
+    for sample in sorted({0, len(sizes) // 2, len(sizes) - 1}):
+        restarts_, size, zombies = sizes[sample]
         tally.notes.append(
             f"State held {size.resident:,} KiB and {size.descriptors} descriptors after {restarts_:,} restarts; {zombies} zombies"
         )
