@@ -218,7 +218,7 @@ class Torture(Load):
         """Works on its group's nodes in competition with others: whatever is lost, repeated, torn or half seen."""
         rng, last_tx = actor.peer.rng, 0
         try:
-            while not actor.group.observed:
+            while not (actor.group.observed or self.herd.stopping):  # a watcher that has failed observes nothing
                 yield from actor.peer.sleep(0.01)
             while not self.herd.stopping:
                 what = rng.random()
