@@ -4,6 +4,7 @@ Every store under test has its share of the time; each round begins with other r
 first difference, which hypothesis has made as small as it could; the conformance case that shows it is printed with it.
 """
 
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -60,6 +61,7 @@ def search(machine: Callable[[], StoreMachine], seconds: float, *, shrink: bool 
 
 def main() -> None:
     """All four, in turn."""
+    logging.disable(logging.WARNING)  # quotas that refuse something say so
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 600.0
     report("the core in this process, and State's copy", *search(InProcessMachine, seconds * 0.4))
     with short_run_dir() as run_dir, OurDaemon(run_dir) as ours:
