@@ -13,6 +13,10 @@ from pathlib import Path
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
+IDLE = 0.1
+"""Share of a processor that a daemon may use of which nobody wants anything."""
+
+
 def anonymous_bytes(pids: Iterable[int]) -> int:
     """Resident anonymous memory of all the processes; what they share in files is not counted."""
     total = 0
@@ -38,6 +42,16 @@ def cpu_share(pids: Iterable[int], seconds: float = 1.0) -> float:
     before, start = cpu_seconds(pids), time.monotonic()
     time.sleep(seconds)
     return (cpu_seconds(pids) - before) / (time.monotonic() - start)
+
+
+def becomes_idle(pids: Iterable[int], patience: float = 30.0) -> bool:
+    """Whether the processes come to rest: work that is left over ends (a checkpoint, say), a busy loop does not."""
+    pids = list(pids)
+    deadline = time.monotonic() + patience
+    while cpu_share(pids, 0.5) >= IDLE:
+        if time.monotonic() > deadline:
+            return False
+    return True
 
 
 def highest_descriptor(pids: Iterable[int]) -> int:

@@ -19,13 +19,12 @@ from contextlib import ExitStack
 import pytest
 
 from tests.conformance.conftest import running
-from tests.conformance.processes import anonymous_bytes, cpu_share, highest_descriptor
+from tests.conformance.processes import anonymous_bytes, becomes_idle, highest_descriptor
 from tests.conformance.subject import UnderTest
 from tests.conformance.wire import HEADER, PATIENCE, PAYLOAD_MAX, Client, Closed, Op, connect, pack, strings
 from tests.oracle.daemons import RESTART_POLICY, Daemon
 
 RANDOM_SECONDS = float(os.environ.get("XOARSTORE_RANDOM_SECONDS", "5"))
-IDLE = 0.1
 """Share of one processor below which a daemon with nothing to do counts as idle."""
 MIB = 1 << 20
 
@@ -173,7 +172,7 @@ def test_a_client_that_floods_and_never_reads_is_no_longer_read_and_loses_nothin
     assert all(is_served(other) for _ in range(100))
     assert time.monotonic() - started < 2.0, "others wait for the one that does not read"
     assert anonymous_bytes(pids) - before < 16 * MIB, "40 MB of replies were kept"
-    assert cpu_share(pids, 0.5) < IDLE, "a connection that cannot be written to keeps the daemon busy"
+    assert becomes_idle(pids), "a connection that cannot be written to keeps the daemon busy"
     torn = sent % len(request)
     rest = memoryview(request)[torn:] if torn else memoryview(b"")
     for _ in range(-(-sent // len(request))):
@@ -197,7 +196,7 @@ def test_events_that_nobody_takes_are_bounded(untouched: tuple[Daemon, Client, C
         other.pipeline([(op, path) for path in paths for op in (Op.MKDIR, Op.RM)])
     assert anonymous_bytes(pids) - before < 16 * MIB, "40 MB of events were kept"
     assert is_served(other)
-    assert cpu_share(pids, 0.5) < IDLE
+    assert becomes_idle(pids)
     try:
         client.call(Op.GET_DOMAIN_PATH, b"7\0")
         assert client.events, "what fitted was delivered"
@@ -277,7 +276,7 @@ def test_random_bytes_do_no_harm(process: Daemon, other: Client) -> None:
     other.call(Op.RM, b"/r\0")
     assert is_served(other)
     assert anonymous_bytes(pids) - before < 16 * MIB
-    assert cpu_share(pids) < IDLE, "busy although nobody asks for anything"
+    assert becomes_idle(pids), "busy although nobody asks for anything"
 
 
 def test_random_headers_of_one_byte_pieces_do_no_harm(connect: Callable[[], Client], other: Client) -> None:
@@ -326,7 +325,7 @@ def test_without_descriptors_accepting_pauses_and_goes_on_when_clients_leave() -
         assert served, "nobody was accepted"
         assert waiting, "the limit was not reached"
         assert is_served(first)
-        assert cpu_share(process.lasting_pids()) < IDLE, "spins for want of descriptors"
+        assert becomes_idle(process.lasting_pids()), "spins for want of descriptors"
         assert "descriptor" in process.output()[said:].lower()
 
         for one in served:

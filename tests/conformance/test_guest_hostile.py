@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from tests.conformance.processes import anonymous_bytes, cpu_share
+from tests.conformance.processes import anonymous_bytes, becomes_idle
 from tests.conformance.subject import UnderTest
-from tests.conformance.test_bad_input import IDLE, noise
+from tests.conformance.test_bad_input import noise
 from tests.conformance.test_guest_basics import (
     MIB,
     MakeGuest,
@@ -233,7 +233,7 @@ def test_a_hostile_guest_harms_nobody_else(
     introduce(client, wild)
     wild.pending.clear()
     assert is_served(wild), "if it behaves, it is served"
-    assert cpu_share(pids) < IDLE, "busy although nobody asks for anything"
+    assert becomes_idle(pids), "busy although nobody asks for anything"
     assert client.read(home_of(wild)) == b""
 
 
@@ -253,7 +253,7 @@ def test_events_without_data_do_not_keep_the_others_waiting(
     assert max(stopwatch.worst.values()) < WORST_SECONDS
     for each in guests:
         assert is_served(each)
-    assert cpu_share(process.lasting_pids()) < IDLE
+    assert becomes_idle(process.lasting_pids())
 
 
 def test_a_guest_that_is_introduced_and_released_all_the_time_with_full_rings_leaks_nothing(

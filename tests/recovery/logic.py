@@ -20,7 +20,7 @@ from typing import Final
 from tests.oracle.daemons import OurDaemon
 
 PATIENCE: Final = 10.0
-STOP_PATIENCE: Final = 2.0
+STOP_PATIENCE: Final = 20.0
 USER_MODE: Final = -1
 """In place of a system call's number: the process was executing its own code."""
 _CALLS: Final[dict[str, dict[str, tuple[int, ...]]]] = {

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.conformance.processes import anonymous_bytes
 from tests.conformance.wire import Client, Op, WireError, pack, strings
 from tests.oracle.daemons import OurDaemon, short_run_dir
 from xenstore_state.restarts import Policy
 
 PATIENCE = 60.0
+MIB = 1 << 20
 WARM = 30
 RESTARTS = int(os.environ.get("XOARSTORE_RESTARTS", "300"))
 """After so many restarts nothing may have grown; 10,000 take some minutes."""
@@ -137,13 +139,13 @@ def test_nothing_grows_with_restarts() -> None:
     """Memory, descriptors, processes; no zombie is left."""
     with running("--restart", "every=0.01") as daemon, Client(daemon.socket) as client:
         wait_until(lambda: counts(client)["planned"] > WARM, "no restarts")
-        before = descriptors(daemon.pid), resident(daemon.pid)
+        before = descriptors(daemon.pid), anonymous_bytes([daemon.pid])
         done = WARM
         while done < RESTARTS:
             done = counts(client)["planned"]
             client.write("/a", b"%d" % done)
         assert descriptors(daemon.pid) <= before[0] + 1
-        assert resident(daemon.pid) < before[1] + 2000
+        assert anonymous_bytes([daemon.pid]) < before[1] + 2 * MIB
         assert zombies(daemon.pid) <= 1, "one may have died this moment"
         assert len(daemon.pids()) <= 4, "State, the guardian, a Logic, and one that is just dying"
 
@@ -161,12 +163,6 @@ def zombies(session: int) -> int:
 
 def descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
-
-
-def resident(pid: int) -> int:
-    """KiB."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")))
 
 
 @pytest.mark.parametrize(
