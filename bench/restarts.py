@@ -83,7 +83,7 @@ class Stand:
         """Makes what is to stand in the daemon; nodes and watches stay.  The seconds it took.  Raises LoadFailed."""
         began = time.monotonic()
         self.place()
-        self.client.command("pids " + " ".join(map(str, self.daemon_pids())), PATIENCE)
+        self.client.command("pids " + " ".join(map(str, self.daemon.counted_pids())), PATIENCE)
         if load.nodes > self._load.nodes:
             self.client.command(f"fill {load.nodes} {SET_UP_SECONDS:g}", SET_UP_SECONDS)
         if load.watches > self._load.watches:

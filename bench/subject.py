@@ -109,7 +109,7 @@ class Subject:
 
     def _command(self, line: str, deadline: float) -> Answer:
         self._pin(self._client.pid)
-        pids = " ".join(map(str, self._daemon.pids()))
+        pids = " ".join(map(str, self._daemon.counted_pids()))
         self._client.command(f"pids {pids}", MEASURE_DEADLINE)
         return self._client.command(line, deadline)
 

@@ -9,7 +9,7 @@ After `handle`, `effect` is what must be published before any byte leaves, `even
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from protocol.errors import EACCES, EINVAL, ENOENT, StoreError
@@ -209,10 +209,15 @@ class Core:
         """
         if tx_id:
             names = self.perform(DIRECTORY, by, tx_id, path)
-            return self.store.view(by, tx_id).generation(names_of(path)), b"".join([name + b"\0" for name in names])
+            return self.store.view(by, tx_id).generation(names_of(path)), _listed(names)
         node = self.store.live.permitted(names_of(path), by.subject, READ)
         assert isinstance(node, Node)
         kept = self._listing
         if kept is None or kept[0] is not node or kept[1] != node.generation:
-            kept = self._listing = node, node.generation, b"".join([name + b"\0" for name in node.children or ()])
+            kept = self._listing = node, node.generation, _listed(node.children)
         return kept[1], kept[2]
+
+
+def _listed(names: Collection[bytes] | None) -> bytes:
+    """Names as a reply has them, each with its NUL."""
+    return b"\0".join(names) + b"\0" if names else b""

@@ -183,17 +183,21 @@ class Tree:
         if not children:
             parent.children = None
         parent.generation = self.generation = generation
-        account = self._account
-        above = parent.acl[0][1]
-        if above != UNCHARGED:
-            account(above, 0, -len(name) - 1)
+        if parent.acl[0][1] != UNCHARGED:
+            self._account(parent.acl[0][1], 0, -len(name) - 1)
+        counts: dict[int, int] = {}
+        charges: dict[int, int] = {}
         stack = [(child, _path_length(parts))]
         while stack:
             node, length = stack.pop()
             owner = node.acl[0][1]
-            account(owner, -1, -_charge(node, length) if owner != UNCHARGED else 0)
+            counts[owner] = counts.get(owner, 0) + 1
+            if owner != UNCHARGED:
+                charges[owner] = charges.get(owner, 0) + _charge(node, length)
             if node.children:
                 stack += [(below, length + len(name) + 1) for name, below in node.children.items()]
+        for owner, count in counts.items():
+            self._account(owner, -count, -charges.get(owner, 0))
         return child
 
     def _account(self, domid: int, nodes: int, size: int) -> None:

@@ -311,8 +311,8 @@ MUTATIONS: Final = (
         "rm-keeps-count",
         "removed nodes go on counting for their owner",
         TREE,
-        "account(owner, -1, -_charge(node, length) if owner != UNCHARGED else 0)",
-        "account(owner, 0, 0)",
+        "self._account(owner, -count, -charges.get(owner, 0))",
+        "self._account(owner, 0, 0)",
     ),
     _(
         "new-owner-not-charged",

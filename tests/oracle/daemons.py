@@ -119,6 +119,10 @@ class Daemon(ABC):
         """Those that stay as long as nothing goes wrong, and serve."""
         return self.pids()[:2]
 
+    def counted_pids(self) -> list[int]:
+        """Those that stay for as long as something is measured: their processor time can be counted."""
+        return self.pids()
+
     def serving_pid(self) -> int:
         """The process that clients talk to."""
         return self.pid
@@ -261,6 +265,11 @@ class OurDaemon(Daemon):
     def lasting_pids(self) -> list[int]:
         return [self.pid] if RESTART_POLICY else super().lasting_pids()
 
+    def counted_pids(self) -> list[int]:
+        """State, Logic and the guardian; not whoever writes a checkpoint, and is gone then."""
+        state, logic, *others = self.pids()
+        return [state, logic, *(pid for pid in others if _name(pid) == "xenstore-guard")]
+
     def serving_pid(self) -> int:
         return self.logic_pid()
 
@@ -328,6 +337,13 @@ class OXenstored(_Shimmed):
     def command(self) -> list[str]:
         options = ["--no-fork", "--no-access-log", "--config-file", str(self.run_dir / "oxenstored.conf")]
         return [*super().command(), *options]
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def session_members(leader: int) -> list[int]:
