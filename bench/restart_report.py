@@ -206,7 +206,7 @@ def _plot_throughput(results: Results, path: Path) -> None:
 
 
 def _axes(across: str, up: str) -> tuple[Any, Any]:
-    from matplotlib import pyplot  # noqa: PLC0415
+    from matplotlib import pyplot  # noqa: PLC0415 - see above
 
     figure, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
     axes.set_xlabel(across)

@@ -168,15 +168,22 @@ class Peer:
     def has_message(self) -> bool:
         return bool(self._inbox)
 
-    def receive(self) -> None:
-        """Takes what is there."""
+    def take(self) -> bytes:
+        """Bytes that are there; none if there are none yet."""
         try:
             data = self.sock.recv(RECEIVE)
         except BlockingIOError:
-            return
+            return b""
         except OSError as e:
             raise Failure(f"the connection broke: {e}") from None
         check(data != b"", "the daemon closed the connection")
+        return data
+
+    def receive(self) -> None:
+        """Takes what is there."""
+        data = self.take()
+        if not data:
+            return
         try:
             self._inbox.extend(self._framer.feed(data))
         except FramingViolation as e:
