@@ -561,7 +561,7 @@ class Keeper:
 
     def _distrust(self, why: str) -> None:
         """A record cannot be true: it and all later ones are void, and Logic with them."""
-        log.error("Logic published a record that cannot be true (%s): it is killed, nothing of that is applied", why)
+        log.error("Logic published a record that cannot be true (%s): it is killed, what it says is void", why)
         if self._logic_pid:
             self._distrusted = True
             self._signal_logic(signal.SIGKILL)
@@ -571,6 +571,10 @@ class Keeper:
             if connection is not None:
                 log.error("connection %d is closed: its output was part of that", number)
                 self._hang_up(connection)
+        if self.store.closed:
+            self._reception.forget_closed()
+        if self._registrar is not None:
+            self._registrar.forget_unknown()
         if self._survival is not None:
             self._survival.want_checkpoint()
 

@@ -204,6 +204,12 @@ class Registrar:
         if offer is not None:
             self._free(offer.slot)
 
+    def forget_unknown(self) -> None:
+        """Domains ended by a record that was refused for something else it says are forgotten here too."""
+        for domid in {*self.bound, *self._store.domains.offers}:
+            if self._store.domains.known.get(domid) is None:
+                self.removed(domid)
+
     # ---- news
 
     def scan(self) -> None:

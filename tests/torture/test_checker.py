@@ -6,9 +6,10 @@ import itertools
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.model.support import examples
 from tests.torture import watching
 from tests.torture.checker import STALE, UNWRITTEN, check
 from tests.torture.history import LIST, NEVER, READ, REMOVE, WRITE, Operation, State, Step, performed
@@ -157,7 +158,7 @@ def made_up(rng: random.Random, clients: int, length: int) -> list[Operation]:
 
 
 @given(st.integers(0, 2**32), st.integers(1, 5))
-@settings(max_examples=100, deadline=None)
+@examples(100)
 def test_whatever_happened_in_some_order_is_accepted(seed: int, clients: int) -> None:
     verdict = check(made_up(random.Random(seed), clients, 60))
     assert verdict.linearizable
@@ -165,7 +166,7 @@ def test_whatever_happened_in_some_order_is_accepted(seed: int, clients: int) ->
 
 
 @given(st.integers(0, 2**32))
-@settings(max_examples=100, deadline=None)
+@examples(100)
 def test_a_read_of_something_long_overwritten_is_rejected(seed: int) -> None:
     rng = random.Random(seed)
     history = made_up(rng, 4, 60)
@@ -193,7 +194,7 @@ def explained(history: list[Operation]) -> bool:
 
 
 @given(st.integers(0, 2**32))
-@settings(max_examples=300, deadline=None)
+@examples(300)
 def test_it_says_what_trying_every_order_says(seed: int) -> None:
     rng = random.Random(seed)
     history = []

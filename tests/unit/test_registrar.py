@@ -399,6 +399,19 @@ def test_without_room_for_another_connection_a_ring_keeps_its_port(state: State)
     assert state.xen.bound == {first.port: (5, 7)}
 
 
+def test_a_domain_whose_end_was_refused_for_something_else_is_forgotten_all_the_same(state: State) -> None:
+    """The end has happened, but no record of it counts."""
+    state.serve(5)
+    stays = state.serve(6, 8)
+    state.ask(Question.BIND, 5, 9)
+    state.store.remove_domain(5)
+    state._free_closed()
+    state.registrar.forget_unknown()
+    assert state.slots.used == {stays.slot: stays.connection}
+    assert state.xen.bound == {stays.port: (6, 8)}
+    assert not state.store.domains.offers
+
+
 def test_a_domain_that_is_forgotten_leaves_neither_port_nor_slot(state: State) -> None:
     state.ask(Question.BIND, 5, 7)
     state.remove(5)
