@@ -31,6 +31,7 @@ BOX, LISTENER, EVENTS = "box", "listen", "evtchn"
 """Names under which descriptors are kept; events have their domain port behind the name."""
 SYSTEMD_STORE = "FDSTORE"
 """Where systemd (from 254 on, and any unit file) says how many descriptors it keeps."""
+HASH_SEED = "PYTHONHASHSEED"
 XEN_FILES = ("/dev/xen/evtchn", "/dev/xen/gntdev", "/dev/xen/privcmd")
 
 
@@ -40,6 +41,7 @@ class CannotStart(Exception):
 
 def main() -> int:
     """The command.  Returns the exit status."""
+    _hash_unpredictably()
     pipe = -1
     try:
         inherited = _inherit()
@@ -57,6 +59,15 @@ def main() -> int:
         _fail(pipe, str(e))
         return 1
     return 0
+
+
+def _hash_unpredictably() -> None:
+    """Guests name nodes: whoever knew how names hash could make each of them collide with all others.
+
+    A seed that an environment fixes is dropped, for which this process must start once more.  Raises OSError.
+    """
+    if os.environ.pop(HASH_SEED, "random") not in ("", "random"):
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _fail(pipe: int, why: str) -> None:
