@@ -1,6 +1,7 @@
 """`python -m tests.fuzz SECONDS [TARGET...]`: coverage-guided fuzzing (atheris) of each target for so many seconds.
 
-As many targets at a time as there are processors.  An input that fails is put into `tests/fuzz/found/TARGET`, where it is a test from then on, and the status is 1.
+As many targets at a time as there are processors.
+An input that fails is put into `tests/fuzz/found/TARGET`, where it is a test from then on, and the status is 1.
 Each target has a process of its own: atheris instruments what is imported, and ends its process itself.
 """
 
