@@ -2,16 +2,24 @@
 
 The lane's positions in the box are the authority and equal the page's indices; the page's own are their published copy,
 which the peer can overwrite.  Bytes are copied first, then the box's word says so, then the page: after a death the next
-owner publishes again what the box says (`attach`), and nothing is taken twice, lost or torn.
+owner publishes again what the box says (`attach`), and nothing is taken twice, lost or torn.  Where the last owner was not
+just writing, the page must still show what it did (`compare`): a peer's forgery is one whoever is the owner.
 
 What is received stands in the input region at once, but counts as taken from the ring only when `release` says so: a peer
 whose requests must wait sees its ring fill up.  A peer that writes the daemon's indices, or its own to where they cannot
 be, gets `RingIndexError`.  Knows nothing of messages.
 """
 
+from typing import Final
+
 from protocol.ring import REQ_CONS, REQ_PROD, RING_SIZE, RSP_CONS, RSP_PROD, RingIndexError, RingPage
 from recovery_box.box import REGION_SIZE, Box
-from recovery_box.lanes import _DONE, _MARK, M32, MASK, Lane
+from recovery_box.lanes import _DONE, _MARK, _SHOWN, M32, MASK, Lane
+
+TAKEN_OVERWRITTEN: Final = "the index of requests taken was overwritten"
+GIVEN_OVERWRITTEN: Final = "the index of responses given was overwritten"
+_IS_SHOWN: Final = 1 << 32
+"""In the word that says up to where requests were shown as taken: something was."""
 
 
 class RingLane(Lane):
@@ -42,12 +50,31 @@ class RingLane(Lane):
         """The ring is mapped; publishes what the box says of it."""
         self.page = page
         page.produced(self.sent)
-        shown = page.words[REQ_CONS]
-        if (shown - self.head) & M32 > (self.fill - self.head) & M32:
-            shown = self.head  # the peer's own doing, or a ring that begins
-        page.consumed(shown)
-        self._shown = shown
+        word = self._words[self._done_word - _DONE + _SHOWN]
+        shown = word & M32 if word else page.words[REQ_CONS]
+        if not word and (shown - self.head) & M32 > (self.fill - self.head) & M32:
+            shown = self.head  # the peer's own doing
+        self._show(shown)
         self.news = True
+
+    def compare(self, page: RingPage) -> None:
+        """Raises `RingIndexError` unless the page shows what was last published.
+
+        Not to be asked where a death may have come between what the box says and its copy in the page.
+        """
+        word = self._words[self._done_word - _DONE + _SHOWN]
+        if word and page.words[REQ_CONS] != word & M32:
+            raise RingIndexError(TAKEN_OVERWRITTEN)
+        if word and page.words[RSP_PROD] != self.sent:
+            raise RingIndexError(GIVEN_OVERWRITTEN)
+
+    def _show(self, position: int) -> None:
+        """Tells the peer up to where its requests are taken."""
+        page = self.page
+        assert page is not None
+        self._shown = position
+        self._words[self._done_word - _DONE + _SHOWN] = _IS_SHOWN | position
+        page.consumed(position)
 
     def receive(self) -> int:
         """Receives what is there and fits.  Bytes received, -1 when there is nothing.  Raises `RingIndexError`."""
@@ -55,7 +82,7 @@ class RingLane(Lane):
         assert page is not None
         count = page.unread(fill)
         if page.words[REQ_CONS] != self._shown:
-            raise RingIndexError("the index of requests taken was overwritten")
+            raise RingIndexError(TAKEN_OVERWRITTEN)
         room = REGION_SIZE - ((fill - self.head) & M32)
         count = min(count, room)
         if not count:
@@ -82,8 +109,7 @@ class RingLane(Lane):
         page, shown = self.page, self._shown
         ahead = ((self.head if waiting else self.fill) - shown) & M32
         if page is not None and 0 < ahead <= REGION_SIZE:
-            self._shown = (shown + ahead) & M32
-            page.consumed(self._shown)
+            self._show((shown + ahead) & M32)
             self.news = True
 
     def overtaken(self, *, waiting: bool) -> bool:
@@ -101,7 +127,7 @@ class RingLane(Lane):
     def skip(self, count: int) -> None:
         """Takes `count` bytes from the ring that nobody will answer; the last thing that is done with it."""
         if self.page is not None:
-            self.page.consumed((self.head + count) & M32)
+            self._show((self.head + count) & M32)
 
     def mark(self, position: int) -> None:
         """Remembers a position up to which output was sent, where something of meaning to the owner begins."""
@@ -135,7 +161,7 @@ class RingLane(Lane):
             if not count:
                 return True
             if page.words[RSP_PROD] != sent:
-                raise RingIndexError("the index of responses given was overwritten")
+                raise RingIndexError(GIVEN_OVERWRITTEN)
             at = sent & MASK
             count = min(count, page.room(sent), REGION_SIZE - at)
             if not count:

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from protocol.errors import StoreError
 from protocol.ops import Op
-from protocol.ring import ERROR_COMM, ERROR_PROTOCOL
+from protocol.ring import ERROR_COMM
 from protocol.wire import HEADER, HEADER_SIZE, MESSAGE_MAX, PAYLOAD_MAX, messages
 from recovery_box.box import REGION_SIZE, W_ACTIVE, W_ASLEEP, W_BEAT, Box
 from recovery_box.custody import shut_down
@@ -377,8 +377,7 @@ class Loop:
     def _break_off(self, channel: Channel, length: int) -> None:
         """A header announces more than a message may have: the stream cannot be followed."""
         if channel.ring is not None and self.rings is not None:
-            channel.ring.skip(HEADER_SIZE)
-            self.rings.fail(channel, ERROR_PROTOCOL, f"a message of {length} bytes")
+            self.rings.break_off(channel, length)
             return
         log.info("connection %d announced a message of %d bytes and was closed", channel.connection.id, length)
         self.close(channel)

@@ -19,6 +19,7 @@ from protocol.errors import StoreError
 from protocol.ops import FEATURE_RECONNECTION
 from protocol.ring import (
     ERROR_COMM,
+    ERROR_PROTOCOL,
     ERROR_RING_INDEX,
     FEATURES,
     REQ_CONS,
@@ -29,6 +30,7 @@ from protocol.ring import (
     RingIndexError,
     RingPage,
 )
+from protocol.wire import HEADER_SIZE
 from recovery_box.box import EVENTS_AT, EVENTS_SIZE, W_RING, Box
 from recovery_box.items import Connection
 from recovery_box.lanes import M32, stage_of
@@ -174,6 +176,14 @@ class Rings:
         core = self._core
         self._loop.for_the_house(partial(core.perform, IGNORE, core.store.house, by.domid, error))
 
+    def break_off(self, channel: Channel, length: int) -> None:
+        """A guest announces a message that is too long: its header was taken, and nothing behind it is looked at."""
+        assert channel.ring is not None
+        self._words[W_RING] = channel.connection.slot + 1
+        channel.ring.skip(HEADER_SIZE)
+        self._words[W_RING] = 0
+        self.fail(channel, ERROR_PROTOCOL, f"a message of {length} bytes")
+
     def recover(self) -> None:
         """Continues for a Logic that died."""
         for connection in self._interrupted:
@@ -183,6 +193,7 @@ class Rings:
             if channel.ring is not None and channel.ring.stage < _IN_SERVICE:
                 self.open(channel)
             else:
+                self.send(channel)  # first: its guest is told of what the dead Logic could not tell it of any more
                 self.kick(channel)
         self._interrupted.clear()
         self._words[W_RING] = 0
@@ -191,6 +202,10 @@ class Rings:
                 self._show_error(domain.domid, domain.error)
                 self._host.unmap(domain.domid)
         self._deal()
+        if any(domain.gone or domain.stopped for domain in self._core.store.domains.known):
+            self._host.synchronize()  # then State has told it anew: before the first request, as if nobody had died
+            self._on_news()
+        self._deal_with_news()
 
     # ---- events
 
@@ -214,6 +229,7 @@ class Rings:
                 self.kick(self._loop.channel(self._sleeping[port]))
             elif port == hypervisor.domain_port:
                 self._host.domains_changed()
+                self._on_news()  # told before the answer came: no request is served in between
 
     def unmask(self) -> None:
         """What the events of this turn stood for was looked at."""
@@ -238,6 +254,12 @@ class Rings:
             if page is None:
                 self.fail(channel, ERROR_COMM, "it cannot be mapped")
                 return None
+            if lane.stage == _IN_SERVICE and channel.connection not in self._interrupted:
+                try:
+                    lane.compare(page)
+                except RingIndexError as e:
+                    self.fail(channel, ERROR_RING_INDEX, str(e))
+                    return None
             lane.attach(page)
         return lane.page
 

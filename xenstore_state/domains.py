@@ -39,6 +39,7 @@ class Domain:
         "quotas",
         "refused",
         "shutdown",
+        "stopped",
         "target",
         "unique_id",
     )
@@ -58,6 +59,8 @@ class Domain:
         """The hypervisor says so; its end has not been dealt with."""
         self.shutdown = False
         """It was announced that it has shut down."""
+        self.stopped = False
+        """The hypervisor says that it has shut down; that has not been dealt with."""
         self.quotas = dict(values)
         self.target: int | None = None
         self.peaks: dict[str, int] = {}

@@ -221,7 +221,8 @@ def gone(store: Store, by: Connection, domid: int) -> list[Fired]:
 
 def shutdown(store: Store, by: Connection, domid: int) -> None:
     """A domain has shut down."""
-    _by_house(store, by, domid).shutdown = True
+    domain = _by_house(store, by, domid)
+    domain.shutdown, domain.stopped = True, False
     store.domains.shutdown_untold = True
 
 

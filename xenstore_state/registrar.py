@@ -5,7 +5,8 @@ Logic did before, so both learn at the same point of the same history.  Whatever
 bound event channel, is an *offer*: a record takes it, and a new Logic that does the same request again gets the same one.
 
 State tells Logic (`News`) which domains have shut down or are gone.  A news item that dies with a Logic is told again: every
-new Logic is told all that has not been recorded.
+new Logic is told all that State has found and that has not been recorded.  State looks for news when an event says that
+there is some, never because of a restart: nobody is to see one by what is told, or when.
 """
 
 import enum
@@ -108,6 +109,8 @@ class Registrar:
         self._to_introduce: set[int] = set()
         self.unscanned = False
         """The last look at the domains failed: it must be repeated."""
+        self._looked = False
+        """This State has looked at all domains once: from then on events say when to look."""
 
     def begin(self) -> None:
         """At the start of the daemon: all domains that exist are to be introduced."""
@@ -221,15 +224,23 @@ class Registrar:
             self.unscanned = True
             return
         self.unscanned = False
-        news: list[tuple[int, int, int]] = []
+        self._looked = True
         for domain in self._store.domains.known:
             if domain.domid == PRIVILEGED:
                 continue
             facts = existing.get(domain.domid)
             if facts is None or facts.gone or facts.unique_id != domain.unique_id:
                 domain.gone = True
+            domain.stopped = facts is not None and facts.shutdown and not domain.shutdown and domain.introduced
+        self._tell_found()
+
+    def _tell_found(self) -> None:
+        """Tells all that was found and has not been recorded."""
+        news: list[tuple[int, int, int]] = []
+        for domain in self._store.domains.known:
+            if domain.gone:
                 news.append((News.GONE, domain.domid, domain.unique_id))
-            elif facts.shutdown and not domain.shutdown and domain.introduced:
+            elif domain.stopped:
                 news.append((News.SHUTDOWN, domain.domid, domain.unique_id))
         if news or self._store.domains.shutdown_untold:
             self._send([*news, (News.SCANNED, 0, 0)])
@@ -241,7 +252,10 @@ class Registrar:
             self._send([(News.APPEARED, domid, 0) for domid in missing])
         elif self.unsettled:
             self._settle()
-        self.scan()
+        if self._looked:
+            self._tell_found()
+        else:
+            self.scan()
 
     def _settle(self) -> None:
         self._to_introduce.clear()

@@ -16,8 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.ring import ERROR_COMM
+from recovery_box.items import Connection
 from tests.model.support import examples
 from xenstore_state.domains import PRIVILEGED
+from xenstore_state.effects import resume, scanned, shutdown
 from xenstore_state.hypervisor import PAGE_SIZE, DomainFacts
 from xenstore_state.registrar import ANSWER, NEWS, NEWS_MAX, QUESTION, Answer, News, Question, Registrar, Status
 from xenstore_state.store import Store
@@ -549,6 +551,49 @@ def test_a_new_logic_is_told_all_that_was_not_recorded(state: State) -> None:
     for _ in range(2):
         state.registrar.tell_all()
         assert state.news() == [(News.SHUTDOWN, 5), (News.GONE, 6), (News.SCANNED, 0)]
+
+
+def test_a_new_logic_is_told_nothing_that_no_event_has_said(state: State) -> None:
+    """Nobody is to see a restart by what is told, or when."""
+    for domid in (5, 6, 7):
+        state.serve(domid)
+    state.registrar.tell_all()
+    assert state.told == [], "a State that begins looks at all domains once"
+    state.xen.shut_down(5)
+    state.ask(Question.SCAN)
+    assert state.news() == [(News.SHUTDOWN, 5), (News.SCANNED, 0)]
+    house, toolstack = state.store.house, Connection(99, 99, -1, PRIVILEGED, True, True)
+    shutdown(state.store, house, 5)
+    scanned(state.store, house)
+    resume(state.store, toolstack, 5)
+    state.xen.destroy(6)
+    state.xen.shut_down(7)
+    state.registrar.tell_all()
+    assert state.told == [], "resumed in name only; an end and a shutdown that nobody has noticed"
+    state.ask(Question.SCAN)
+    news = [(News.SHUTDOWN, 5), (News.GONE, 6), (News.SHUTDOWN, 7), (News.SCANNED, 0)]
+    assert state.news() == news
+    state.registrar.tell_all()
+    assert state.news() == news
+    shutdown(state.store, house, 5)
+    shutdown(state.store, house, 7)
+    state.remove(6)
+    state.registrar.tell_all()
+    assert state.news() == [(News.SCANNED, 0)], "who watches all of them was not told yet"
+    scanned(state.store, house)
+    state.registrar.tell_all()
+    assert state.told == []
+
+
+def test_a_look_that_failed_is_repeated_for_the_next_logic(state: State) -> None:
+    state.serve(5)
+    state.xen.shut_down(5)
+    state.xen.speechless = True
+    state.registrar.tell_all()
+    assert state.told == []
+    state.xen.speechless = False
+    state.registrar.tell_all()
+    assert state.news() == [(News.SHUTDOWN, 5), (News.SCANNED, 0)]
 
 
 # ---- domains that were there before the daemon

@@ -12,6 +12,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Final, cast
 
 import pytest
@@ -49,7 +50,7 @@ from xenstore_logic.core import Core
 from xenstore_logic.host import XenHost
 from xenstore_logic.loop import Loop
 from xenstore_logic.requests import HANDLERS
-from xenstore_logic.rings import Rings
+from xenstore_logic.rings import NEWS_TURN, Rings
 from xenstore_state.domains import PRIVILEGED
 from xenstore_state.effects import ENDS_DOMAIN
 from xenstore_state.records import Applier
@@ -199,7 +200,8 @@ class World:
     def hear(self) -> bytes | None:
         """The next news."""
         if not self.news:
-            os.eventfd_read(self.bell)
+            with suppress(BlockingIOError):
+                os.eventfd_read(self.bell)
             return None
         return self.news.popleft()
 
@@ -723,9 +725,45 @@ def test_an_index_that_cannot_be_is_an_error_wherever_logic_is(world: World, ind
             assert world.toolstack.does(Op.RELEASE, domid) == OK
 
 
+OVERWRITES = st.lists(st.tuples(st.sampled_from([REQ_CONS, RSP_PROD]), st.integers(0, M32)), min_size=1)
+
+
 @examples(60)
-@given(st.lists(st.tuples(st.sampled_from([REQ_CONS, RSP_PROD]), st.integers(0, M32)), min_size=1), st.booleans())
-def test_the_daemons_own_indices_overwritten_while_nobody_lives_change_nothing(
+@given(OVERWRITES, st.booleans(), st.booleans())
+def test_the_daemons_own_indices_overwritten_while_nobody_lives_are_an_error_as_at_any_other_time(
+    box: Box, writes: list[tuple[int, int]], busy: bool, first: bool
+) -> None:
+    """Nobody is to see by what becomes of a guest that misbehaves whether Logic has been another one since."""
+    world = World(box)
+    guest, other = world.introduced(5), world.introduced(6)
+    assert guest.does((Op.WRITE, b"a\0" + bytes(700))) == [OK]
+    if busy:
+        guest.sends(*[(Op.READ, b"a\0")] * 3)
+        world.settle()
+    before = bytes(guest.page)
+    for index, value in writes:
+        guest.words[index] = value
+    forged = bytes(guest.page) != before
+    world.dies()
+    if not first:
+        other.kicks()
+        world.settle()
+        world.dies()  # one that has looked at another ring only
+    guest.kicks()
+    world.settle()
+    assert guest.words[ERROR] == (ERROR_RING_INDEX if forged else 0)
+    if not forged:
+        guest.notices = -1
+        guest.looks()
+        assert [m.payload for m in guest.take()] == ([bytes(700)] * 3 if busy else [])
+        assert guest.does((Op.READ, b"a\0")) == [bytes(700)]
+    assert other.does((Op.GET_DOMAIN_PATH, b"7\0")) == [b"/local/domain/7\0"]
+    world.close()
+
+
+@examples(60)
+@given(OVERWRITES, st.booleans())
+def test_indices_that_a_logic_was_storing_when_it_died_are_stored_again_whatever_they_are(
     box: Box, writes: list[tuple[int, int]], busy: bool
 ) -> None:
     world = World(box)
@@ -736,6 +774,9 @@ def test_the_daemons_own_indices_overwritten_while_nobody_lives_change_nothing(
         world.settle()
     for index, value in writes:
         guest.words[index] = value
+    ring = world.store.domains.known.find(5).connection
+    assert ring is not None
+    world.box.words[W_RING] = ring.slot + 1
     world.dies()
     world.settle()
     guest.notices = -1
@@ -744,6 +785,36 @@ def test_the_daemons_own_indices_overwritten_while_nobody_lives_change_nothing(
     assert guest.does((Op.READ, b"a\0")) == [bytes(700)]
     assert guest.words[ERROR] == 0
     world.close()
+
+
+@pytest.mark.parametrize("where", ["received", "ask", "answered", "unmask"])
+def test_a_domains_end_is_dealt_with_before_the_first_request_whoever_heard_of_it(world: World, where: str) -> None:
+    world.introduced(5)
+    world.xen.destroy(5)
+    world.xen.virq()
+    world.xen.dies_in = where
+    world.turn()
+    assert world.deaths == 1
+    assert world.toolstack.does(Op.IS_DOMAIN_INTRODUCED, b"5\0") == b"F\0"
+
+
+def test_of_many_ends_those_that_the_last_logic_had_not_come_to_are_dealt_with_before_the_first_request(
+    world: World,
+) -> None:
+    domids = range(5, 5 + NEWS_TURN + 2)
+    for domid in domids:
+        world.introduced(domid)
+    for domid in domids:
+        world.xen.destroy(domid)
+    world.xen.virq()
+    world.turn()
+    assert len([d for d in world.core.store.domains.known if d.domid in domids]) == 2
+    world.dies()
+    for domid in reversed(domids):
+        world.toolstack.sends(Op.IS_DOMAIN_INTRODUCED, b"%d\0" % domid)
+    world.turn()
+    world.toolstack.looks()
+    assert [m.payload for m in world.toolstack.take()] == [b"F\0"] * len(domids)
 
 
 def test_a_ring_with_an_error_is_left_alone_and_an_introduction_revives_it(world: World) -> None:
