@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -91,15 +92,15 @@ def _chosen(case: Case, words: list[str]) -> bool:
 
 
 def play(daemon: UnderTest, cases: list[Case], title: str) -> list[Result]:
-    """Plays and prints what went wrong, or was not played."""
+    """Plays and prints what went wrong, and how many were not played."""
     results: list[Result] = []
     begin = time.monotonic()
     for result in play_all(daemon, cases):
         results.append(result)
-        if result.skipped:
-            print(f"SKIP {result.case.name}: {result.skipped}")
-        elif not result.passed:
+        if not result.passed and not result.skipped:
             print(f"FAIL {failure(result)}", flush=True)
+    for reason, count in Counter(result.skipped for result in results if result.skipped).items():
+        print(f"SKIP {count} cases: {reason}")
     counts = ", ".join(
         f"{sum(result.verdict is verdict for result in results)} {verdict.name.lower()}" for verdict in Verdict
     )

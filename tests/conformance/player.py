@@ -20,8 +20,9 @@ from tests.conformance.xen import SimulatedXen
 
 TREES = ("/g", "/local/domain")
 """There before anything else and kept, so that the order of the children of / is known; a root comes after them."""
-LEFT_BEHIND = ("/local/domain/0", "/nosuch", "/@foo", "/@x")
-"""What cases make outside of their root; removed unless it was there before."""
+HOME = "/local/domain/0"
+LEFT_BEHIND = (HOME, "/nosuch", "/@foo", "/@x")
+"""What cases make outside of their root; removed unless it was there before, and then what is new in domain 0's home."""
 FEATURES = {"ours": 15, "c": 0, "c-head": 14, "oxenstored": 1, "strict": 14}
 """What `<features>` stands for: the features that this kind of daemon publishes in a ring page."""
 
@@ -80,6 +81,7 @@ class Player:
         stage.admin.ask(Op.RM, strings(case.root))
         stage.admin.mkdir(case.root)
         passing = [path for path in LEFT_BEHIND if not stage.admin.exists(path)]
+        at_home = stage.admin.children(HOME)
         try:
             for step in case.steps:
                 expected = self._for_this_daemon(step.expected(self.labels))
@@ -89,14 +91,17 @@ class Player:
                 if expected.fatal:
                     break
         finally:
-            self._clean(stage, case, passing)
+            self._clean(stage, case, passing, at_home)
 
-    def _clean(self, stage: Stage, case: Case, passing: list[str]) -> None:
+    def _clean(self, stage: Stage, case: Case, passing: list[str], at_home: list[bytes]) -> None:
         admin = stage.admin
         try:
             stage.end()
             for path in (case.root, *passing):
                 admin.ask(Op.RM, strings(path))
+            for name in admin.children(HOME):
+                if name not in at_home:
+                    admin.ask(Op.RM, strings(f"{HOME}/{name.decode()}"))
             for request in case.after:
                 admin.ask(*toolstack_request(request))
             self.gone = False

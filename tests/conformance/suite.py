@@ -16,6 +16,8 @@ def why_not(daemon: UnderTest, case: Case) -> str:
     """Why the case can't be played on this daemon; empty when it can."""
     if daemon.xen is not None:
         return ""
+    if case.alone:
+        return "changes what others begin with, so a daemon of its own or a simulated Xen"
     if case.needs_domains():
         return "needs domains that begin and end, so a simulated Xen"
     if case.needs_rings() and daemon.dom0_ring is None:

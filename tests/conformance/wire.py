@@ -284,6 +284,20 @@ class Client:
         assert listing == b"" or listing.endswith(b"\0")
         return listing.split(b"\0")[:-1]
 
+    def children(self, path: str) -> list[bytes]:
+        """Names of any number of children; none if there is no such node."""
+        try:
+            return self.directory(path)
+        except WireError as error:
+            if error.name == "ENOENT":
+                return []
+            if error.name != "E2BIG":
+                raise
+        listing = b""
+        while not listing.endswith(b"\0\0"):
+            listing += self.call(Op.DIRECTORY_PART, strings(path, len(listing))).partition(b"\0")[2]
+        return listing.split(b"\0")[:-2]
+
     def get_perms(self, path: str, *, tx: int = 0) -> list[bytes]:
         return self.call(Op.GET_PERMS, strings(path), tx=tx).split(b"\0")[:-1]
 

@@ -31,8 +31,11 @@ BOOT_SECONDS: Final = 480
 """Far more than a boot takes, but the machine may have much else to do."""
 LOOK_SECONDS: Final = 0.5
 PACKAGES: Final = ("protocol", "recovery_box", "xenstore_state", "xenstore_logic", "xenstored")
-TESTS: Final = ("tests/__init__.py", "tests/xen/__init__.py", "tests/xen/dom0")
-"""What dom0 needs of this folder."""
+TESTS: Final = (
+    *("tests/__init__.py", "tests/xen/__init__.py", "tests/xen/dom0", "tests/conformance"),
+    *(f"tests/oracle/{name}.py" for name in ("__init__", "build", "daemons")),
+)
+"""What dom0 needs of the tests: the jobs, and the conformance suite."""
 
 MACHINE_MB: Final = 1536
 DOM0_MB: Final = 900

@@ -8,7 +8,8 @@ from tests.xen.conftest import Boots
 from tests.xen.dom0.checks import PASSED, SKIPPED, Job
 
 JOBS: list[Job] = [
-    importlib.import_module(f"tests.xen.dom0.{name}").JOB for name in ("kills", "guests", "moves", "takeover")
+    importlib.import_module(f"tests.xen.dom0.{name}").JOB
+    for name in ("kills", "guests", "moves", "takeover", "conformance")
 ]
 
 pytestmark = pytest.mark.xen
