@@ -6,8 +6,8 @@
  * Guarantees: the position word is stored whole, before the call; nothing is stored behind it but by the kernel.
  * Does not know: what a message is, or what DONE says.
  *
- * The layout is that of lanes.py: IN and OUT mmsghdr at words 0 and 8 of the slot, their iovecs at words 16 and 18, the
- * input region behind CONTROL_SIZE bytes, the output region behind that.
+ * The layout is that of lanes.py: IN and OUT mmsghdr at words 0 and 8 of the slot, their iovecs at words 16 and 26 (two of
+ * them), the input region behind CONTROL_SIZE bytes, the output region behind that.
  */
 #define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
@@ -24,7 +24,8 @@
 #define IN_HEADER 0
 #define OUT_HEADER 8
 #define IN_IOV 16
-#define OUT_IOV 18
+#define OUT_IOV 26
+#define IOV_COUNT 3
 #define BYTES 7
 #define HEADER_WORDS 4
 #define LENGTH 3
@@ -93,22 +94,26 @@ static PyObject *receive(PyObject *self, PyObject *const *args, Py_ssize_t count
 static PyObject *send_all(PyObject *self, PyObject *const *args, Py_ssize_t count)
 {
     struct slot slot;
-    uint32_t sent, made, length;
+    uint32_t sent, made, length, straight;
     struct mmsghdr *message;
     int fd;
 
     if (parse(args, count, &fd, &slot, &sent, &made))
         return NULL;
-    while (sent != made) {
-        length = made - sent;
-        if ((sent & MASK) + length > REGION_SIZE)
-            length = REGION_SIZE - (sent & MASK);
+    length = made - sent;
+    if (length > REGION_SIZE)
+        length = REGION_SIZE;
+    if (length) {
+        straight = REGION_SIZE - (sent & MASK);
+        slot.words[OUT_HEADER + IOV_COUNT] = length > straight ? 2 : 1;
+        if (length > straight) {
+            slot.words[OUT_IOV + 2] = (uint64_t)(uintptr_t)slot.output;
+            slot.words[OUT_IOV + 3] = length - straight;
+            length = straight;
+        }
         message = arm(&slot, OUT_HEADER, OUT_IOV, slot.output + (sent & MASK), length, sent);
-        if (sendmmsg(fd, message, 1, MSG_DONTWAIT | MSG_NOSIGNAL) != 1)
-            break;
-        sent += message->msg_len;
-        if (message->msg_len < length)
-            break;
+        if (sendmmsg(fd, message, 1, MSG_DONTWAIT | MSG_NOSIGNAL) == 1)
+            sent += message->msg_len;
     }
     return PyLong_FromUnsignedLong(sent);
 }

@@ -14,6 +14,8 @@ plain recv or send, a death between the system call and the storing of its resul
 
 What is received goes straight into the region and stays there until DONE says it is consumed; replies are copied behind
 `fill` and count when DONE says so.  Of messages it knows the frame: three numbers, the length of what follows, and that.
+
+Output that wraps leaves by one call, in two pieces: the peer is woken once, and the kernel counts them together.
 """
 
 import ctypes
@@ -41,7 +43,7 @@ _SEND_FLAGS: Final = _MSG_DONTWAIT | _MSG_NOSIGNAL
 _IN_HEADER: Final = 0
 _OUT_HEADER: Final = 8
 _IN_IOV: Final = 16
-_OUT_IOV: Final = 18
+_OUT_IOV: Final = 26  # two of them
 _DONE: Final = 20
 _OWNER: Final = 21
 _STAGE: Final = 22
@@ -299,26 +301,28 @@ class Lane:
 
     def send(self) -> bool:
         """Sends what the region holds.  True when everything went; False when the peer must read first, or is gone."""
+        sent = self.sent
+        n = (self.made - sent) & M32
+        if not n:
+            return True
         words, iov = self._words, self._out_iov
-        while True:
-            sent = self.sent
-            n = (self.made - sent) & M32
-            if not n:
-                return True
-            at = sent & MASK
-            if at + n > REGION_SIZE:
-                n = REGION_SIZE - at
-            words[iov] = self._out_address + at
+        at = sent & MASK
+        straight = REGION_SIZE - at
+        words[iov] = self._out_address + at
+        if n <= straight:
             words[iov + 1] = n
-            words[self._out_word] = sent << 32
-            if _sendmmsg(self.fd, self._out_header, 1, _SEND_FLAGS, None) != 1:
-                return False
-            moved = words[self._out_word] & M32
-            self.sent = (sent + moved) & M32
-            if moved < n:
-                return False
-            if self.sent == self.made:
-                return True
+            words[self._out_word - _BYTES + _IOV_COUNT] = 1
+        else:
+            words[iov + 1] = straight
+            words[iov + 2] = self._out_address
+            words[iov + 3] = min(n, REGION_SIZE) - straight
+            words[self._out_word - _BYTES + _IOV_COUNT] = 2
+        words[self._out_word] = sent << 32
+        if _sendmmsg(self.fd, self._out_header, 1, _SEND_FLAGS, None) != 1:
+            return False
+        moved = words[self._out_word] & M32
+        self.sent = (sent + moved) & M32
+        return moved == n
 
 
 class CompiledLane(Lane):

@@ -82,7 +82,7 @@ int recvmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags, st
 int sendmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags)
 {
     static int (*real)(int, struct mmsghdr *, unsigned int, int);
-    size_t length = messages->msg_hdr.msg_iov->iov_len;
+    size_t length = messages->msg_hdr.msg_iov->iov_len, pieces = messages->msg_hdr.msg_iovlen;
     int done;
 
     if (!real)
@@ -90,9 +90,10 @@ int sendmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags)
     if (fails())
         return -1;
     if (length > 1 && happens(SHORT))
-        messages->msg_hdr.msg_iov->iov_len = 1;
+        messages->msg_hdr.msg_iov->iov_len = messages->msg_hdr.msg_iovlen = 1;
     done = real(fd, messages, count, flags);
     messages->msg_hdr.msg_iov->iov_len = length;
+    messages->msg_hdr.msg_iovlen = pieces;
     return done;
 }
 

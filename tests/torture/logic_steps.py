@@ -119,6 +119,7 @@ def _sending(injector: Injector) -> None:
             words = ctypes.cast(header, ctypes.POINTER(ctypes.c_uint64))
             part = ctypes.cast(ctypes.c_void_p(words[lanes._IOV]), ctypes.POINTER(ctypes.c_uint64))
             part[1] = part[1] // 2 or 1
+            words[lanes._IOV_COUNT] = 1  # of two pieces only the first, if it wraps
         result = original(fd, header, *more)
         if half:
             injector.crash("in sendmmsg: half sent, result not seen")
