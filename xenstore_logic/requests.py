@@ -48,10 +48,10 @@ def directory_part(core: Core, by: Connection, tx_id: int, payload: bytes) -> by
     if not 0 <= offset < len(names):
         return head + b"\0"
     room = PAYLOAD_MAX - len(head)
-    rest = names[offset : offset + room]
-    if len(rest) < room and offset + len(rest) == len(names):
-        return head + rest + b"\0"
-    return head + rest[: rest.rfind(b"\0", 0, room - 1) + 1]
+    if len(names) - offset < room:
+        return head + names[offset:] + b"\0"
+    end = names.rfind(b"\0", offset, offset + room - 1)
+    return head + names[offset : end + 1]
 
 
 def get_perms(core: Core, by: Connection, tx_id: int, payload: bytes) -> bytes:
