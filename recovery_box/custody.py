@@ -22,6 +22,10 @@ _ONE_DESCRIPTOR: Final = socket.CMSG_SPACE(_DESCRIPTOR.size)
 _FULL: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 
 
+OTHERS: Final = 512
+EACH: Final = 4
+"""No more descriptors than these are open for the keeper itself and for each connection (a domain's event channel, ...)."""
+
 _libc: Final = ctypes.PyDLL(None)
 
 
@@ -39,6 +43,14 @@ def raise_limit() -> int:
 def first_number(limit: int) -> int:
     """Lowest number used for connections when `limit` files may be open: the rest is for the processes themselves."""
     return min(64, limit // 2)
+
+
+def plenty(first: int) -> int:
+    """With fewer connections than this, a number of `first` or above is free for another, whatever else is open.
+
+    So one that comes under a lower number can be moved, and none need be reserved before.
+    """
+    return (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - first - OTHERS) // EACH
 
 
 def reserve_low_numbers(first: int) -> int:

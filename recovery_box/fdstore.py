@@ -14,7 +14,8 @@ import os
 import re
 import select
 import socket
-from collections.abc import MutableMapping
+import time
+from collections.abc import MutableMapping, Sequence
 from typing import Final, NamedTuple
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class FdStore:
     def __init__(self, connected: socket.socket, most: int | None = None) -> None:
         """At most so many are kept."""
         self._socket = connected
-        connected.settimeout(PATIENCE)
+        connected.setblocking(False)
         self._room = select.poll()
         self._room.register(connected, select.POLLOUT)
         self._most = most
@@ -50,6 +51,20 @@ class FdStore:
         if not self._room.poll(PATIENCE * 1000):
             raise TimeoutError("it does not listen")
 
+    def _send(self, text: bytes, descriptors: Sequence[tuple[int, int, "array.array[int]"]] = ()) -> None:
+        """Says something; waits only if there is no room for it, but not longer than `PATIENCE`.  Raises OSError."""
+        until = 0.0
+        while True:
+            try:
+                self._socket.sendmsg([text], descriptors)
+                return
+            except BlockingIOError:
+                now = time.monotonic()
+                until = until or now + PATIENCE
+                if now > until:  # there is room each time, and somebody else takes it
+                    raise TimeoutError("it does not listen") from None
+                self.wait_for_room()
+
     def keep(self, what: str, fd: int) -> None:
         """Has a descriptor kept.  Raises OSError."""
         if self._most is not None and len(self.kept) >= self._most:
@@ -61,18 +76,18 @@ class FdStore:
             return
         self.kept[fd] = what
         text = f"FDSTORE=1\nFDPOLL=0\nFDNAME={what}.{_in_digits(fd)}".encode()
-        self._socket.sendmsg([text], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))])
+        self._send(text, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))])
 
     def drop(self, fd: int) -> None:
         """Has a descriptor given up.  Raises OSError."""
         what = self.kept.pop(fd, None)
         if what is not None:
             self._full = False
-            self._socket.send(f"FDSTOREREMOVE=1\nFDNAME={what}.{_in_digits(fd)}".encode())
+            self._send(f"FDSTOREREMOVE=1\nFDNAME={what}.{_in_digits(fd)}".encode())
 
     def say(self, text: str) -> None:
         """Any other notification, such as STOPPING=1.  Raises OSError."""
-        self._socket.send(text.encode())
+        self._send(text.encode())
 
     def stop(self) -> None:
         """Nothing is to be kept any more: the keeper ends.  Raises OSError."""

@@ -40,6 +40,7 @@ class Reception:
         self._listeners = {s.fileno(): s for s in listeners}
         self._epoll = epoll
         self._first_number = first_number
+        self._plenty = custody.plenty(first_number)
         self.handover = Handover()
         self.sockets = Sockets()
         self._queue: deque[Connection] = deque()
@@ -150,7 +151,8 @@ class Reception:
             self._box.ensure_slot(slot)
             if self._survival is not None:
                 self._survival.prepare()
-            custody.reserve_low_numbers(self._first_number)  # one may have become free; with it, no other might be left
+            if len(self._store.items.connections) >= self._plenty:
+                custody.reserve_low_numbers(self._first_number)  # one may have become free; no other might be left
             fd = listener._accept()[0]  # type: ignore[attr-defined]  # the number is all that is wanted
         except BlockingIOError:
             return True

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 PIECE: Final = 256
 """Sockets added at a time."""
+FEW: Final = 16
+"""So many may be missing until the set is taken: most connections end before that, and cost the set nothing."""
 
 
 class Sockets:
@@ -29,43 +31,48 @@ class Sockets:
         self._next: select.epoll | None = None
         self._last: select.epoll | None = None
         """The set of a Logic that is dead."""
-        self._missing: list[int] = []
-        """Descriptors that the next set does not hold yet, some of them closed meanwhile."""
+        self._missing: dict[int, None] = {}
+        """Descriptors that the next set does not hold yet."""
 
     def add(self, connection: Connection) -> None:
         """A socket to be served from now on."""
         self.by_fd[connection.fd] = connection
-        self._missing.append(connection.fd)
+        self._missing[connection.fd] = None
 
     def drop(self, connection: Connection) -> None:
         """A socket that has ended; to be called before its descriptor is closed."""
-        if self.by_fd.pop(connection.fd, None) is not None and self._next is not None:
+        fd = connection.fd
+        if self.by_fd.pop(fd, None) is None:
+            return
+        if fd in self._missing:
+            del self._missing[fd]
+        elif self._next is not None:
             try:
-                self._next.unregister(connection.fd)
+                self._next.unregister(fd)
             except FileNotFoundError:
                 pass
 
     @property
     def complete(self) -> bool:
-        """Whether the next set holds every socket."""
-        return not self._missing
+        """Whether the next set holds every socket, but for a few."""
+        return len(self._missing) <= FEW
 
-    def fill(self, most: int = PIECE) -> None:
-        """Adds some of the sockets that are missing."""
-        if not self._missing:
-            return
+    def fill(self) -> None:
+        """Adds some of the sockets that are missing, if those are more than a few."""
+        if len(self._missing) > FEW:
+            self._add(PIECE)
+
+    def _add(self, most: int) -> None:
         self._begin()
         assert self._next is not None
-        by_fd = self.by_fd
-        refused = wait_for_all(self._next, array("i", [fd for fd in self._missing[-most:] if fd in by_fd]))
+        missing = self._missing
+        refused = wait_for_all(self._next, array("i", [missing.popitem()[0] for _ in range(min(most, len(missing)))]))
         if refused:  # the kernel has a limit for this, too
             log.error("%d connections cannot be waited for", refused)
-        del self._missing[-most:]
 
     def take(self) -> select.epoll:
         """The complete set, for a Logic; `renew` begins another one, which must not be done before the fork."""
-        self._begin()
-        self.fill(len(self._missing))
+        self._add(len(self._missing))
         assert self._next is not None
         taken, self._next = self._next, None
         return taken
@@ -77,7 +84,7 @@ class Sockets:
         which closes it as well, must come before State.
         """
         self._last = last
-        self._missing = list(self.by_fd)
+        self._missing = dict.fromkeys(self.by_fd)
 
     def _begin(self) -> None:
         if self._last is not None:

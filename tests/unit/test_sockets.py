@@ -10,7 +10,7 @@ import pytest
 from recovery_box import lanes
 from recovery_box.items import Connection
 from recovery_box.lanes import BestLane, Lane
-from xenstore_state.sockets import PIECE, Sockets
+from xenstore_state.sockets import FEW, PIECE, Sockets
 
 
 class Pairs:
@@ -65,10 +65,24 @@ def test_it_holds_all_sockets_however_many_are_still_missing(pairs: Pairs) -> No
         assert ready(taken, pairs) == set(pairs.peers) == set(sockets.by_fd)
 
 
+def test_a_few_cost_nothing_until_the_set_is_taken(pairs: Pairs) -> None:
+    sockets = Sockets()
+    made = [pairs.connect() for _ in range(FEW)]
+    for connection in made:
+        sockets.add(connection)
+    assert sockets.complete
+    sockets.drop(made[0])
+    pairs.close(made[0])
+    with sockets.take() as taken:
+        assert ready(taken, pairs) == {connection.fd for connection in made[1:]}
+
+
 def test_a_socket_that_has_ended_is_not_in_it_nor_one_that_had_its_number(pairs: Pairs) -> None:
     sockets = Sockets()
     early, late = pairs.connect(), pairs.connect()
-    sockets.add(early)
+    others = [pairs.connect() for _ in range(FEW)]
+    for connection in (early, *others):
+        sockets.add(connection)
     sockets.fill()
     sockets.add(late)
     copies = [
@@ -80,7 +94,7 @@ def test_a_socket_that_has_ended_is_not_in_it_nor_one_that_had_its_number(pairs:
     sockets.add(again := pairs.connect())
     assert again.fd in {early.fd, late.fd}
     with sockets.take() as taken:
-        assert ready(taken, pairs) == {again.fd}
+        assert ready(taken, pairs) == {again.fd, *(connection.fd for connection in others)}
     for fd in copies:
         os.close(fd)
 
