@@ -51,7 +51,7 @@ def main() -> int:
 def read(file: Path) -> tuple[str, list[Case]]:
     """The comment at the beginning, and the cases."""
     text = file.read_text(encoding="ascii")
-    begin = text.index("case ")
+    begin = ("\n" + text).index("\ncase ")
     return text[:begin], parse_file(text, str(file))
 
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from tests.conformance.completeness import ERRORS, missing, seen, table
+from tests.conformance.reasons import load_reasons
 from tests.conformance.transcript import Case, load, parse_file
 from tests.conformance.wire import Op
 
@@ -14,6 +15,8 @@ ADVISORIES = (
     *(414, 415, 416, 417, 418, 419, 420, 421, 425, 440, 481, 483, 484),
 )
 """Xen's security advisories that are about a xenstored, or about what it gives to whom."""
+WHO = {"c-4.17": "C 4.17", "c-head": "the newest C daemon", "oxenstored": "oxenstored", "ours": "ours"}
+"""What reasons call a daemon that the cases know by its label."""
 CASES = load()
 
 
@@ -47,6 +50,22 @@ def test_there_are_enough_cases_and_each_says_something() -> None:
 
 def test_every_case_cites_its_source() -> None:
     assert [case.name for case in CASES if not case.cites] == []
+
+
+def test_every_difference_says_whose_it_is_and_why_and_where_that_can_be_seen() -> None:
+    reasons = load_reasons()
+    used = {other.reason for case in CASES for step in case.steps for other in step.others}
+    assert used == set(reasons)
+    assert [reason.name for reason in reasons.values() if not (reason.who and reason.text and reason.source)] == []
+
+
+def test_a_difference_is_explained_by_a_reason_about_that_daemon() -> None:
+    reasons = load_reasons()
+    others = ((case.name, other) for case in CASES for step in case.steps for other in step.others)
+    wrong = {
+        (name, other.label, other.reason) for name, other in others if WHO[other.label] not in reasons[other.reason].who
+    }
+    assert wrong == set()
 
 
 def _says_something(case: Case) -> bool:
