@@ -14,9 +14,9 @@ from tests.conformance.transcript import Case, is_guest, load
 
 ERRORS: dict[str, str] = {
     "CONTROL": "EINVAL EACCES ENOENT",
-    "DIRECTORY": "EINVAL ENOENT EACCES E2BIG",
-    "READ": "EINVAL ENOENT EACCES",
-    "GET_PERMS": "EINVAL ENOENT EACCES",
+    "DIRECTORY": "EINVAL ENOENT EACCES E2BIG ENOSPC",
+    "READ": "EINVAL ENOENT EACCES ENOMEM ENOSPC",
+    "GET_PERMS": "EINVAL ENOENT EACCES ENOSPC",
     "WATCH": "EINVAL EEXIST ENOSPC ENOMEM",
     "UNWATCH": "EINVAL ENOENT",
     "TRANSACTION_START": "EBUSY ENOENT ENOSPC",
@@ -24,9 +24,9 @@ ERRORS: dict[str, str] = {
     "INTRODUCE": "EINVAL EACCES ENOENT",
     "RELEASE": "EINVAL EACCES ENOENT",
     "GET_DOMAIN_PATH": "EINVAL ENOENT",
-    "WRITE": "EINVAL EACCES ENOENT ENOSPC",
-    "MKDIR": "EINVAL EACCES ENOENT ENOSPC",
-    "RM": "EINVAL EACCES ENOENT",
+    "WRITE": "EINVAL EACCES ENOENT ENOSPC EIO",
+    "MKDIR": "EINVAL EACCES ENOENT ENOSPC EIO",
+    "RM": "EINVAL EACCES ENOENT ENOSPC",
     "SET_PERMS": "EINVAL EACCES ENOENT EPERM ENOSPC",
     "WATCH_EVENT": "ENOSYS",
     "ERROR": "ENOSYS",
@@ -35,13 +35,23 @@ ERRORS: dict[str, str] = {
     "SET_TARGET": "EINVAL EACCES ENOENT",
     "RESTRICT": "ENOSYS",
     "RESET_WATCHES": "ENOENT",
-    "DIRECTORY_PART": "EINVAL EACCES ENOENT",
+    "DIRECTORY_PART": "EINVAL EACCES ENOENT ENOSPC",
     "GET_FEATURE": "EINVAL EACCES ENOENT",
     "SET_FEATURE": "EINVAL EACCES ENOENT EBUSY",
     "GET_QUOTA": "EINVAL EACCES ENOENT",
     "SET_QUOTA": "EINVAL EACCES ENOENT",
 }
-"""Errors of each operation of xs_wire.h.  ENOENT is also what an unknown transaction gives; for WRITE and MKDIR only that."""
+"""Errors of each operation of xs_wire.h.  ENOENT is also what an unknown transaction gives; for WRITE and MKDIR only that.
+
+ENOSPC of operations that only read: a transaction has touched too many nodes.
+"""
+FOR_GUESTS = {
+    *("DIRECTORY", "READ", "GET_PERMS", "WATCH", "UNWATCH", "TRANSACTION_START", "TRANSACTION_END", "GET_DOMAIN_PATH"),
+    *("WRITE", "MKDIR", "RM", "SET_PERMS", "RESET_WATCHES", "DIRECTORY_PART", "GET_FEATURE"),
+}
+"""What a guest may ask, and have."""
+NESTED = {"TRANSACTION_START"}
+"""They are refused in a transaction."""
 FREE_FORM = {"TRANSACTION_START", "RESET_WATCHES"}
 """They take any payload, so none is malformed."""
 
@@ -55,6 +65,8 @@ def wanted(operation: str) -> list[str]:
     if errors == ["ENOSYS"]:
         return ["ENOSYS", "from a guest", "from domain 0", "any payload"]
     kinds = ["success", *errors, "from a guest", "from domain 0", "in a transaction", "unknown transaction"]
+    kinds += ["success in a transaction"] if operation not in NESTED else []
+    kinds += ["success for a guest"] if operation in FOR_GUESTS else []
     return [*kinds, "any payload" if operation in FREE_FORM else "malformed"]
 
 
@@ -68,6 +80,10 @@ def seen(cases: Iterable[Case]) -> Seen:
             payloads[operation].add(payload)
             success = message == "OK" or message.startswith("=")
             kinds.add("success" if success else message.partition(" ")[0])
+            if success and is_guest(actor):
+                kinds.add("success for a guest")
+            if success and tx and not tx[0].isdigit():
+                kinds.add("success in a transaction")
             kinds.add("from a guest" if is_guest(actor) else "from domain 0")
             if tx and not tx[0].isdigit():
                 kinds.add("in a transaction")
