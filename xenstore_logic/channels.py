@@ -5,6 +5,7 @@ guest must read itself waits outside the region as long as its ring is full, mes
 """
 
 from collections import deque
+from itertools import islice
 
 from protocol.ops import Op
 from protocol.ring import RingIndexError
@@ -17,6 +18,8 @@ from xenstore_state.records import Placed, wait
 
 _HALF = 1 << 31
 _QUEUED_MIN = 4096
+REMEMBERED = 1024
+"""Pieces of output for one that does not read in which the next Logic looks for an event, at most: it has to look once."""
 
 
 class Channel:
@@ -24,6 +27,7 @@ class Channel:
 
     __slots__ = (
         "_prune_at",
+        "_remembers",
         "bound",
         "connection",
         "interest",
@@ -57,6 +61,8 @@ class Channel:
         """Of a guest: stream positions of the ends of replies that it has not taken."""
         self.linked: dict[int, int] = {}
         """Of a guest: its requests, by input position, whose events others have not taken, with the number of those."""
+        self._remembers = self.bound
+        """What of its output waited when another Logic died is in `queued`."""
         if self.bound:
             self._remember_output()
 
@@ -65,6 +71,14 @@ class Channel:
         if self.ring is not None:
             self._remember(*self.ring.since_mark())
         for chunk in self.connection.pending.chunks:
+            self._remember(chunk.position, chunk.data)
+
+    def _remember_waiting(self) -> None:
+        """The same of a socket, before an event is queued behind that: of the last pieces that begin with a message, as all
+        but the first do."""
+        self._remembers = True
+        chunks = self.connection.pending.chunks
+        for chunk in [*islice(reversed(chunks), min(len(chunks) - 1, REMEMBERED))][::-1]:
             self._remember(chunk.position, chunk.data)
 
     def _remember(self, position: int, data: bytes) -> None:
@@ -76,7 +90,7 @@ class Channel:
                     continue
                 if op == Op.WATCH_EVENT:
                     self.queued[message] = position
-                else:
+                elif self.bound:
                     self.replies.append(position)
         except ValueError:
             pass  # written by a Logic that had gone mad
@@ -98,6 +112,8 @@ class Channel:
         if lane.made == lane.sent and not self.connection.pending.chunks:
             queued.clear()
         else:
+            if not self._remembers and self.connection.pending.chunks:
+                self._remember_waiting()
             end = queued.get(event)
             if end is not None and 0 < (end - lane.sent) & M32 < _HALF:
                 return True

@@ -23,6 +23,10 @@ log = logging.getLogger(__name__)
 
 WRITE_RATE: Final = 200.0
 """Writes a second by which all guests together may disturb others' transactions."""
+WRITE_RATE_ALONE: Final = 10.0
+"""The same when everybody is served alone: then transactions take many times as long."""
+LEAST_ALONE: Final = 1.0
+"""What of that a guest has at least."""
 WRITE_BURST: Final = 10.0
 """Writes that a guest may do at once."""
 HELD_SECONDS: Final = 0.05
@@ -71,8 +75,13 @@ class Gate:
         """Guests that are held back, with when to look at them again."""
         self._credits: dict[int, Credit] = {}
         """By domid: a guest that connects anew has what it had."""
+        self._write_rate, self._least = WRITE_RATE, 0.0
         self._told: dict[int, dict[str, float]] = {}
         """By domid: what the log was told of it, and when."""
+
+    def slow_down(self) -> None:
+        """Everybody is served alone."""
+        self._write_rate, self._least = WRITE_RATE_ALONE, LEAST_ALONE
 
     def welcome(self, channel: Channel) -> None:
         """A guest's ring is to be served: what it had of credit counts, with whichever Logic and connection."""
@@ -151,7 +160,7 @@ class Gate:
         channel.lane.credit = credit.word
 
     def _rate(self) -> float:
-        return WRITE_RATE / max(1, self._rings() - 1)
+        return max(self._least, self._write_rate / max(1, self._rings() - 1))
 
     def _refill(self, credit: Credit) -> bool:
         now = time.monotonic()

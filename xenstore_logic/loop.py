@@ -264,6 +264,22 @@ class Loop:
         """Whether a socket's peer must read before another request of it is served."""
         return channel.lane.unsent > _CROWDED or bool(channel.connection.pending.chunks)
 
+    def has_to_wait(self, channel: Channel) -> bool:
+        """Whether no request of a connection may be served for now; what ends that is seen to.
+
+        What was received meanwhile stands in the region: the next Logic finds that there is something.
+        """
+        if channel in self._penalized:
+            if channel.ring is None:
+                self._watch_for(channel, 0)
+            return True
+        if channel.bound and self.rings is not None:
+            return not self.rings.gate.may_go(channel)
+        if not self.is_crowded(channel):
+            return False
+        self._dirty[channel] = None  # sending will say for what to wait
+        return True
+
     def note(self, channel: Channel) -> None:
         """Remembers beyond this Logic that what a channel that was just worked off has left is less than a request."""
         if not (channel.connection.closed or channel.waiting or (channel.ring is None and self.is_crowded(channel))):
@@ -287,7 +303,7 @@ class Loop:
         for channel in [c for c, until in self._penalized.items() if until <= now]:
             del self._penalized[channel]
             if not channel.connection.closed:
-                self._ready[channel] = None
+                self.look_at(channel)
 
     def serve(self, channel: Channel, mask: int) -> None:
         """Serves a connection for which there were such events."""

@@ -18,6 +18,8 @@ from xenstore_logic.loop import BEAT_SECONDS, Loop
 log = logging.getLogger(__name__)
 
 _IN: Final = select.EPOLLIN
+_OUT: Final = select.EPOLLOUT
+_GONE: Final = select.EPOLLHUP | select.EPOLLERR
 
 
 class PinnedTurns:
@@ -35,11 +37,15 @@ class PinnedTurns:
         self._kicked: list[Channel] = []
         if loop.rings is not None:
             loop.rings.kick = self._kicked.append
+            loop.rings.gate.slow_down()
 
     def turn(self) -> bool:
         """One turn; whether somebody was served alone, and this Logic is over."""
         loop, rings = self._loop, self._loop.rings
         readable = loop.poll(BEAT_SECONDS)
+        for channel, mask in readable:
+            if mask & _OUT:
+                loop.mark(channel)
         loop.flush()
         waiting = [*((channel, 0) for channel in loop.take_ready()), *readable, *((ring, 0) for ring in self._kicked)]
         alone = [
@@ -67,19 +73,23 @@ class PinnedTurns:
         return True
 
     def _has_something(self, channel: Channel, mask: int) -> bool:
-        """Whether there is anything of this connection's to be looked at; a ring's guest also says that it has read.
+        """Whether there is anything of this connection's to be looked at now; a ring's guest also says that it has read.
 
-        A Logic that served half a request alone, or somebody who does not read, would be followed at once by another one.
+        A Logic that served half a request alone, or somebody who has to wait, would be followed at once by another one.
         """
         loop, rings = self._loop, self._loop.rings
         if channel.ring is not None and rings is not None:
             return rings.has_requests(channel)
-        return bool(mask) or (loop.has_left_over(channel) and not loop.is_crowded(channel))
+        if mask & _GONE:
+            return True
+        if loop.has_to_wait(channel):
+            return False
+        return bool(mask & _IN) or loop.has_left_over(channel)
 
     def _serve(self, channel: Channel, mask: int) -> None:
         if channel.connection.closed:
             return
-        if channel in self._kicked and self._loop.rings is not None:
+        if channel.ring is not None and self._loop.rings is not None:
             self._loop.rings.look_into(channel)
         elif mask:
             self._loop.serve(channel, mask)

@@ -270,26 +270,35 @@ class Rings:
         lane, page = channel.ring, self._mapped(channel)
         if lane is None or page is None:
             return False
-        wants = self._loop.has_left_over(channel) or page.words[REQ_PROD] != lane.fill or page.wants_reconnection
-        if not wants:
-            self._loop.mark(channel)
-        return wants
+        if page.wants_reconnection:
+            return True
+        if self._loop.has_left_over(channel) or page.words[REQ_PROD] != lane.fill:
+            if not self._loop.has_to_wait(channel):
+                return True
+            channel.waiting = True
+            self._receive(channel)
+        self._loop.mark(channel)
+        return False
 
     def look_into(self, channel: Channel) -> None:
         """Takes what stands in a ring, and serves it."""
-        lane, page = channel.ring, self._mapped(channel)
-        if page is None or lane is None:
+        page = self._mapped(channel)
+        if page is None or (page.wants_reconnection and self._reconnect(channel)):
             return
-        if page.wants_reconnection and self._reconnect(channel):
-            return
-        try:
-            lane.receive()
-        except RingIndexError as e:
-            self.fail(channel, ERROR_RING_INDEX, str(e))
+        self._receive(channel)
+        if channel.connection.closed:
             return
         self._loop.work(channel)
         if not channel.connection.closed:
             self._loop.mark(channel)
+
+    def _receive(self, channel: Channel) -> None:
+        """Takes what stands in a ring that is mapped."""
+        assert channel.ring is not None
+        try:
+            channel.ring.receive()
+        except RingIndexError as e:
+            self.fail(channel, ERROR_RING_INDEX, str(e))
 
     def _reconnect(self, channel: Channel) -> bool:
         """The guest asks for a fresh connection; whether it may."""

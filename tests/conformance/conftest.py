@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -19,7 +19,20 @@ from tests.conformance.subject import KINDS, UnderTest
 from tests.conformance.wire import Client, Closed, Op, WireError, strings
 from tests.conformance.xen import Guest, SimulatedXen, wait_until_released
 from tests.oracle.daemons import Daemon, short_run_dir
-from tests.oracle.restarting import restarted_inside
+from tests.oracle.restarting import restarted_in_test, restarted_inside
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """With `XOARSTORE_RESTART`, Logic must have been restarted while the test itself ran.
+
+    If it has a daemon of its own that one's: `running` looks after it.
+    """
+    values = pyfuncitem.funcargs
+    shared = values.get("daemon") if "fresh_daemon" not in values else None
+    with restarted_in_test(shared.process if isinstance(shared, UnderTest) else None):
+        return (yield)
+
 
 CHOICE = os.environ.get("XOARSTORE_UNDER_TEST", "ours")
 
@@ -79,15 +92,6 @@ def client(connect: Callable[[], Client]) -> Client:
 @pytest.fixture
 def other(connect: Callable[[], Client]) -> Client:
     return connect()
-
-
-@pytest.fixture(autouse=True)
-def restarted_on_purpose(request: pytest.FixtureRequest) -> Iterator[None]:
-    """With `XOARSTORE_RESTART`, Logic must have been restarted while the test ran."""
-    shared = "shared_daemon" in request.fixturenames
-    daemon: UnderTest | None = request.getfixturevalue("daemon") if shared else None
-    with restarted_inside(daemon.process if daemon is not None else None):
-        yield
 
 
 NUMBERS = itertools.count(1)

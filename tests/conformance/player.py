@@ -6,6 +6,7 @@ cases are written, `stage.py` how one step is kept apart from the next, `verbs.p
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
@@ -52,7 +53,9 @@ class Played:
 class Player:
     """Plays cases, one after the other, against the daemon that listens at `path` (and runs on `xen`).
 
-    `like` is the kind of daemon that it should answer like: a key of `transcript.LIKE`.
+    `labels` say what kind of daemon it should answer like: a value of `transcript.LIKE`.  With `sparse`, who has got all
+    that a request should bring makes no round trip before the next one: what comes to him too much is found later, at the
+    latest after the last of a row of requests.
     """
 
     def __init__(
@@ -63,6 +66,8 @@ class Player:
         features: int = FEATURES["strict"],
         dom0_ring: Callable[[], Client] | None = None,
         patience: float = LONG,
+        *,
+        sparse: bool = False,
     ) -> None:
         self.path = path
         self.xen = xen
@@ -70,6 +75,7 @@ class Player:
         self.features = features
         self.dom0_ring = dom0_ring
         self.patience = patience
+        self.sparse = sparse
         self.gone = False
         """The daemon did not answer any more when the last case was to be cleaned up."""
 
@@ -83,11 +89,12 @@ class Player:
         passing = [path for path in LEFT_BEHIND if not stage.admin.exists(path)]
         at_home = stage.admin.children(HOME)
         try:
-            for step in case.steps:
+            for step, after in itertools.zip_longest(case.steps, case.steps[1:]):
+                everybody = not self.sparse or after is None or not after.is_request
                 expected = self._for_this_daemon(step.expected(self.labels))
                 common = self._for_this_daemon(step.expected(()))
                 stage.want = expected.answer
-                yield Played(step, expected, common.answer, self._perform(stage, step))
+                yield Played(step, expected, common.answer, self._perform(stage, step, everybody))
                 if expected.fatal:
                     break
         finally:
@@ -117,16 +124,16 @@ class Player:
         answer = {actor: [one(message) for message in messages] for actor, messages in expected.answer.items()}
         return Other(expected.label, expected.reason, answer)
 
-    def _perform(self, stage: Stage, step: Step) -> Answer:
+    def _perform(self, stage: Stage, step: Step, everybody: bool) -> Answer:
         logs: Logs = defaultdict(list)
         if step.actor == TOOLSTACK and step.is_request:
             answer = stage.prepare(op_number(step.verb), parse(step.argument))
             if TOOLSTACK in step.want or not (answer == "OK" or answer.startswith("= ")):
                 logs[TOOLSTACK].append(answer)
-            stage.barrier(logs)
+            stage.barrier(logs, everybody=everybody)
         elif step.is_request:
             stage.request(step, logs[step.actor])
-            stage.barrier(logs)
+            stage.barrier(logs, everybody=everybody)
         else:
             perform(stage, step, logs)
         return {name: messages for name, messages in logs.items() if messages}

@@ -13,7 +13,7 @@ from tests.conformance.player import FEATURES, Player
 from tests.conformance.transcript import LIKE, Case
 from tests.conformance.wire import Client, Closed, Op
 from tests.conformance.xen import SimulatedXen
-from tests.oracle.daemons import CXenstored, Daemon, OurDaemon, OXenstored
+from tests.oracle.daemons import EACH_REQUEST, CXenstored, Daemon, OurDaemon, OXenstored
 
 KINDS: dict[str, type[Daemon]] = {"ours": OurDaemon, "c": CXenstored, "ocaml": OXenstored}
 """The daemons that this machine can start."""
@@ -45,7 +45,8 @@ class UnderTest:
 
     def player(self) -> Player:
         """Plays cases against it."""
-        return Player(self.socket, self.xen, LIKE[self.kind], FEATURES[self.kind], self.dom0_ring)
+        features = FEATURES[self.kind]
+        return Player(self.socket, self.xen, LIKE[self.kind], features, self.dom0_ring, sparse=EACH_REQUEST)
 
     def serves(self) -> bool:
         """Whether it is alive and answers."""

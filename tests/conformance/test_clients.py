@@ -20,7 +20,8 @@ import pytest
 
 from tests.conformance.wire import PATIENCE
 from tests.oracle.build import MissingPackage, require
-from tests.oracle.daemons import CXenstored, Daemon, OurDaemon, short_run_dir
+from tests.oracle.daemons import EACH_REQUEST, CXenstored, Daemon, OurDaemon, short_run_dir
+from tests.oracle.restarting import restarted_inside
 
 pytestmark = pytest.mark.oracle
 
@@ -198,7 +199,7 @@ def transcript(daemon: Daemon) -> list[Result]:
 @contextmanager
 def started(kind: type[Daemon]) -> Iterator[Daemon]:
     need(kind)
-    with short_run_dir() as run_dir, kind(run_dir) as daemon:
+    with short_run_dir() as run_dir, kind(run_dir) as daemon, restarted_inside(daemon):
         yield daemon
 
 
@@ -277,9 +278,13 @@ CASES = [
 ]
 
 
+ITERATIONS = 10 if EACH_REQUEST else 1000
+"""Of each case."""
+
+
 def test_xens_own_test_program_passes_all_its_cases() -> None:
     with started(OurDaemon) as ours:
-        result = run(ours, "test-xenstore -i 1000", timeout=120)
+        result = run(ours, f"test-xenstore -i {ITERATIONS}", timeout=120)
         assert (result.status, result.errors) == (0, "")
         assert [line.partition(":")[0].strip() for line in result.output.splitlines()] == CASES
         assert "Traceback" not in ours.output()

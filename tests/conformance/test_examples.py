@@ -17,11 +17,12 @@ import protocol.client
 import recovery_box
 from tests.oracle.build import ROOT
 from tests.oracle.daemons import OurDaemon, short_run_dir
+from tests.oracle.restarting import restarted_inside
 
 
 @pytest.fixture
 def daemon() -> Iterator[OurDaemon]:
-    with short_run_dir() as folder, OurDaemon(folder / "run", sockets_only=True) as started:
+    with short_run_dir() as folder, OurDaemon(folder / "run", sockets_only=True) as started, restarted_inside(started):
         yield started
 
 

@@ -20,7 +20,7 @@ from tests.conformance.conftest import CHOICE, running
 from tests.conformance.subject import UnderTest
 from tests.conformance.wire import PATIENCE, Client, Event, Message, Op, strings
 from tests.conformance.xen import Guest, SimulatedXen, wait_until_released
-from tests.oracle.daemons import Daemon
+from tests.oracle.daemons import EACH_REQUEST, Daemon, OurDaemon
 
 MakeGuest = Callable[..., Guest]
 MIB = 1 << 20
@@ -91,11 +91,28 @@ def known_process(daemon: UnderTest) -> Daemon:
     return daemon.process
 
 
+def deaths(daemon: UnderTest) -> dict[str, int]:
+    """How often the Logic of this project's daemon has died otherwise than on purpose, by kind; empty for other daemons."""
+    if not isinstance(daemon.process, OurDaemon):
+        return {}
+    with Client(daemon.socket) as client:
+        report = client.call(Op.CONTROL, strings("restarts")).decode()
+    line = re.search(r"^restarts of Logic: \d+ \((.*)\)$", report, re.MULTILINE)
+    assert line, report
+    counts = {kind: int(number) for kind, number in (word.split(" ") for word in line[1].split(", "))}
+    assert counts.keys() >= {"planned", "killed", "hung", "failed"}, report
+    del counts["planned"]
+    return counts
+
+
 @contextmanager
 def unharmed(daemon: UnderTest) -> Iterator[None]:
-    """Afterwards domain 0 can still read /, the same processes run, and none of them has written a traceback."""
+    """Afterwards domain 0 can still read /, the same processes run, and none of them has written a traceback.
+
+    Where Logic is restarted on purpose that is the only reason for which it was.
+    """
     process = daemon.process
-    before = process.lasting_pids() if process else []
+    before, died = process.lasting_pids() if process else [], deaths(daemon)
     said = len(process.output()) if process else 0
     yield
     with Client(daemon.socket) as client:
@@ -103,6 +120,7 @@ def unharmed(daemon: UnderTest) -> Iterator[None]:
     if process:
         assert process.lasting_pids() == before, "a process died and was replaced"
         assert "Traceback" not in process.output()[said:]
+        assert deaths(daemon) == died, "Logic died, and not on purpose"
 
 
 # ---- waiting
@@ -129,9 +147,12 @@ def next_events(client: Client, count: int) -> list[Event]:
     return events
 
 
+TURNS = 10 if EACH_REQUEST else 50
+
+
 def many_turns(client: Client) -> None:
     """Keeps the daemon busy with somebody else long enough to do whatever it means to do without being asked."""
-    for _ in range(50):
+    for _ in range(TURNS):
         client.call(Op.GET_DOMAIN_PATH, b"0\0")
 
 

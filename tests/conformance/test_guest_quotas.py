@@ -43,7 +43,7 @@ def one(guest: MakeGuest) -> Guest:
 
 
 @PER_DOMAIN
-def test_changing_the_global_quota_changes_no_domain_that_is_known(guest: MakeGuest) -> None:
+def test_changing_the_global_quota_changes_no_domain_that_is_known() -> None:
     """domain.c:alloc_domain: the global values are copied at first sight"""
     with own_daemon() as (_, xen, client), newborn(xen, client) as early, newborn(xen, client) as late:
         introduce(client, early)

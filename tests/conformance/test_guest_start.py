@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from tests.conformance.wire import Client, Op, pack, strings
 from tests.conformance.xen import RING, Guest, SimulatedXen
 from tests.oracle.daemons import OurDaemon, short_run_dir
+from tests.oracle.restarting import restarted_inside
 
 WRAPS_SOON = 2**32 - 40
 PORT = 7
@@ -30,6 +32,13 @@ def xen(run_dir: Path) -> SimulatedXen:
     return SimulatedXen(daemon.xen_dir)
 
 
+@contextmanager
+def serving(run_dir: Path) -> Iterator[OurDaemon]:
+    """The next daemon."""
+    with OurDaemon(run_dir) as daemon, restarted_inside(daemon):
+        yield daemon
+
+
 def left_over(xen: SimulatedXen, domid: int, *, at: int = 0, request: bytes = b"", event_port: int = PORT) -> Guest:
     """A domain whose ring was served up to index `at` of both directions, with a request that nobody has taken."""
     guest = xen.create(domid, port=PORT)
@@ -47,7 +56,7 @@ def test_a_ring_continues_from_its_indices_and_what_is_queued_is_answered(
     run_dir: Path, xen: SimulatedXen, at: int
 ) -> None:
     guest = left_over(xen, 5, at=at, request=pack(Op.GET_DOMAIN_PATH, b"5\0", req_id=99))
-    with OurDaemon(run_dir) as daemon, Client(daemon.socket) as client:
+    with serving(run_dir) as daemon, Client(daemon.socket) as client:
         assert guest.reply(99).payload == b"/local/domain/5\0"
         assert client.call(Op.IS_DOMAIN_INTRODUCED, strings(5)) == b"T\0"
         client.mkdir("/local/domain/5")
@@ -62,7 +71,7 @@ def test_a_ring_continues_from_its_indices_and_what_is_queued_is_answered(
 def test_a_ring_whose_indices_cannot_be_begins_anew(run_dir: Path, xen: SimulatedXen) -> None:
     guest = left_over(xen, 5)
     guest.set_field("req_prod", 5000)
-    with OurDaemon(run_dir) as daemon:
+    with serving(run_dir) as daemon:
         assert daemon.running()
         with Client(daemon.socket) as client:
             client.call(Op.GET_DOMAIN_PATH, b"0\0")
@@ -74,7 +83,7 @@ def test_a_domain_whose_page_names_no_event_channel_waits_for_its_introduction(
     run_dir: Path, xen: SimulatedXen
 ) -> None:
     guest = left_over(xen, 5, event_port=0)
-    with OurDaemon(run_dir) as daemon, Client(daemon.socket) as client:
+    with serving(run_dir) as daemon, Client(daemon.socket) as client:
         assert client.call(Op.IS_DOMAIN_INTRODUCED, strings(5)) == b"F\0"
         assert client.call(Op.INTRODUCE, strings(5, 1, PORT)) == b"OK\0"
         assert guest.call(Op.GET_DOMAIN_PATH, b"5\0") == b"/local/domain/5\0"
@@ -83,7 +92,7 @@ def test_a_domain_whose_page_names_no_event_channel_waits_for_its_introduction(
 
 def test_the_port_in_the_page_goes_before_the_one_of_the_introduction(run_dir: Path, xen: SimulatedXen) -> None:
     """domain.c: introduce_domain"""
-    with OurDaemon(run_dir) as daemon, Client(daemon.socket) as client:
+    with serving(run_dir) as daemon, Client(daemon.socket) as client:
         guest = xen.create(6, port=9)
         guest.set_field("evtchn_port", 9)
         assert client.call(Op.INTRODUCE, strings(6, 1, PORT)) == b"OK\0"

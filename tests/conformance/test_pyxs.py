@@ -23,6 +23,7 @@ import pytest
 from tests.conformance.subject import UnderTest
 from tests.conformance.wire import Client as WireClient
 from tests.oracle.daemons import CXenstored, Daemon, OurDaemon, short_run_dir
+from tests.oracle.restarting import restarted_inside
 
 pyxs: Any = pytest.importorskip("pyxs", reason="pyxs is missing (PyPI)")
 
@@ -132,7 +133,7 @@ def score(kind: type[Daemon], suite: Path, scratch: Path) -> dict[str, str]:
     """How each test of the suite ends on a daemon of this kind."""
     shutil.copytree(suite, scratch / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     (scratch / "conftest.py").write_text(AROUND)
-    with short_run_dir() as run_dir, kind(run_dir) as daemon:
+    with short_run_dir() as run_dir, kind(run_dir) as daemon, restarted_inside(daemon):
         with WireClient(daemon.socket) as client:
             client.mkdir("/local/domain")
         subprocess.run(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.matrix import findings, markdown, page, summary
+from tests.conformance.player import Player
 from tests.conformance.reasons import load_reasons
 from tests.conformance.report import failure, write_junit
 from tests.conformance.subject import UnderTest
@@ -99,6 +100,27 @@ def test_a_failure_says_what_was_expected_and_what_came(daemon: UnderTest, cases
             "    + dom0 = 1",
         ]
     )
+
+
+TOO_MUCH = """\
+case too-much
+
+dom0 WATCH /t|w|      -> OK
+  dom0 event /t|w|
+dom0-2 WRITE /t/a|1   -> OK
+dom0-2 READ /t/a|     -> = 1
+dom0-2 READ /t|       -> =
+"""
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_what_comes_too_much_is_found_with_fewer_round_trips_too(daemon: UnderTest, sparse: bool) -> None:
+    player = Player(daemon.socket, None, sparse=sparse)
+    result = play_case(player, parse_file(TOO_MUCH, "examples.txt")[0])
+    assert result.verdict is Verdict.WRONG
+    (played,) = result.wrong
+    assert played.got["dom0"] == ["event /t/a|w|"]
+    assert played.step is result.case.steps[3 if sparse else 1]
 
 
 def test_a_daemon_that_is_gone_is_a_result_and_is_started_again(fresh_daemon: Daemon, cases: list[Case]) -> None:

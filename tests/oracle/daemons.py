@@ -41,6 +41,8 @@ PYTHON = "XOARSTORE_PYTHON"
 """Names another interpreter to run this project's daemon: one of an environment of its own, with a build of its own."""
 RESTART_POLICY = os.environ.get("XOARSTORE_RESTART", "")
 """When this project's daemon restarts its Logic on purpose; see `xenstored --help`."""
+EACH_REQUEST = "per-request" in RESTART_POLICY
+"""That costs a fork for each request: tests that ask thousands of times ask less often then."""
 PAGE = 4096
 DOM0_PORT = 1
 
@@ -222,6 +224,14 @@ class OurDaemon(Daemon):
     ) -> None:
         super().__init__(run_dir, extra_args, env)
         self.sockets_only = sockets_only
+        self.first_logic = 0
+        """With a `RESTART_POLICY`, the Logic that ran when it had started."""
+
+    def start(self) -> None:
+        super().start()
+        if RESTART_POLICY:
+            self.first_logic = self.logic_pid()
+            STARTED.append(self)
 
     @classmethod
     def available(cls) -> str | None:
@@ -272,6 +282,10 @@ class OurDaemon(Daemon):
 
     def serving_pid(self) -> int:
         return self.logic_pid()
+
+
+STARTED: list[OurDaemon] = []
+"""With a `RESTART_POLICY`, this project's daemons in the order in which they were started."""
 
 
 class _Shimmed(Daemon):

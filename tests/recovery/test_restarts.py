@@ -13,6 +13,7 @@ import pytest
 
 from tests.conformance.processes import anonymous_bytes
 from tests.conformance.wire import Client, Op, WireError, pack, strings
+from tests.conformance.xen import SimulatedXen
 from tests.oracle.daemons import OurDaemon, short_run_dir
 from xenstore_state.restarts import Policy
 
@@ -84,6 +85,50 @@ def test_half_a_request_is_looked_at_once_and_served_when_it_is_whole() -> None:
         assert counts(other)["planned"] <= before + 3
         one.send_raw(request[-1:])
         assert one.receive().payload == b"value"
+
+
+def test_who_does_not_read_is_not_looked_at_again_and_again() -> None:
+    """Else one Logic after another would find that it cannot be served."""
+    with running("--restart", "per-request") as daemon, Client(daemon.socket) as one, Client(daemon.socket) as other:
+        other.write("/a", b"v" * 1000)
+        number = 2000  # more than is received at once, and replies of two megabytes
+        one.send_raw(pack(Op.READ, b"/a\0") * number)
+        comes_to_rest(daemon)
+        assert counts(other)["planned"] < 300
+        for _ in range(number):
+            assert one.receive().payload == b"v" * 1000
+        one.send(Op.READ, b"/a\0")
+        assert one.receive().payload == b"v" * 1000
+
+
+def test_a_guest_that_does_not_read_is_not_looked_at_again_and_again() -> None:
+    with running("--restart", "per-request") as daemon, Client(daemon.socket) as client:
+        assert daemon.xen_dir is not None
+        guest = SimulatedXen(daemon.xen_dir).create(5)
+        client.write("/local/domain/5")
+        client.set_perms("/local/domain/5", "n5")
+        assert client.call(Op.INTRODUCE, strings(5, 1, guest.port)) == b"OK\0"
+        guest.write("a", b"v" * 2000)
+        for _ in range(30):
+            guest.send(Op.READ, b"a\0")
+        comes_to_rest(daemon)
+        client.write("/local/domain/5/b", b"v")  # another Logic: the next one has all to find out anew
+        comes_to_rest(daemon)
+        for _ in range(30):
+            assert guest.receive().payload == b"v" * 2000
+        assert guest.read("b") == b"v"
+        guest.close()
+
+
+def comes_to_rest(daemon: OurDaemon) -> None:
+    """Returns once no Logic has been replaced for a while."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        before = daemon.logic_pid()
+        time.sleep(0.4)
+        if daemon.logic_pid() == before:
+            return
+        assert time.monotonic() < deadline, "one Logic after another"
 
 
 def test_when_asked_by_command_or_by_signal() -> None:

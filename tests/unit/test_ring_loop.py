@@ -787,6 +787,34 @@ def test_indices_that_a_logic_was_storing_when_it_died_are_stored_again_whatever
     world.close()
 
 
+@pytest.mark.parametrize("dies", [False, True])
+def test_an_event_that_waits_for_a_socket_is_not_queued_again_by_the_next_logic_either(
+    world: World, dies: bool
+) -> None:
+    writer = Guest(world, PRIVILEGED, 2)
+    assert world.toolstack.does(Op.INTRODUCE, b"0\0000\0002\0") == OK
+    writer.looks()
+    home = b"/local/domain/0/"
+    for name, token in ((b"fill", b"T" * 3900), (b"x", b"t"), (b"y", b"t")):
+        assert world.toolstack.does(Op.WATCH, home + name + b"\0" + token + b"\0") == OK
+    filling = 100  # more than the socket takes
+    for number in range(filling):
+        assert writer.does((Op.WRITE, b"fill/%d\0" % number)) == [OK]
+    for number in range(7):
+        if dies:
+            world.dies()
+        assert writer.does((Op.WRITE, b"xy"[number % 2 : number % 2 + 1] + b"\0%d" % number)) == [OK]
+    got: list[bytes] = []
+    while True:
+        world.settle()
+        world.toolstack.looks()
+        messages = world.toolstack.take()
+        if not messages:
+            break
+        got += [message.payload.partition(b"\0")[0] for message in messages]
+    assert got == [*(home + b"fill/%d" % number for number in range(filling)), home + b"x", home + b"y"]
+
+
 @pytest.mark.parametrize("where", ["received", "ask", "answered", "unmask"])
 def test_a_domains_end_is_dealt_with_before_the_first_request_whoever_heard_of_it(world: World, where: str) -> None:
     world.introduced(5)
