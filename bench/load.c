@@ -6,7 +6,8 @@
  * For: the benchmark. Reads commands from standard input, one a line, and answers each with one line of JSON on
  * standard output. What a set-up command makes (idle connections, watches, nodes, domains) stays until the program ends.
  *
- *   pids PID...                 whose CPU time is counted from here on: all processes of the daemon
+ *   pids PID...                 whose CPU time is counted from here on: all processes of the daemon; with a minus in
+ *                               front, one that may end meanwhile
  *   cpu                         the CPU time they have used so far
  *   idle TOTAL                  opens or closes idle connections until there are TOTAL
  *   watches TOTAL PER LIMIT     registers watches on unrelated paths until there are TOTAL, PER on each connection

@@ -28,6 +28,7 @@
 
 static int pids[MAX_PIDS];
 static int pid_count;
+static double seen[MAX_PIDS]; /* of each that may end: what it had used when it was last there */
 
 double now(void)
 {
@@ -46,6 +47,7 @@ void add_process(int pid)
 {
     if (pid_count == MAX_PIDS)
         fatal("too many processes");
+    seen[pid_count] = 0;
     pids[pid_count++] = pid;
 }
 
@@ -65,6 +67,7 @@ static double thread_cpu(int pid, const char *tid)
     return nanoseconds * 1e-9;
 }
 
+/* Less than 0 if the process has ended. */
 static double process_cpu(int pid)
 {
     struct dirent *entry;
@@ -75,7 +78,7 @@ static double process_cpu(int pid)
     snprintf(path, sizeof(path), "/proc/%d/task", pid);
     tasks = opendir(path);
     if (!tasks)
-        fatal("process %d of the daemon is gone", pid);
+        return -1;
     while ((entry = readdir(tasks)))
         if (entry->d_name[0] != '.')
             seconds += thread_cpu(pid, entry->d_name);
@@ -87,8 +90,15 @@ double daemon_cpu(void)
 {
     double seconds = 0;
 
-    for (int i = 0; i < pid_count; i++)
-        seconds += process_cpu(pids[i]);
+    for (int i = 0; i < pid_count; i++) {
+        double used = process_cpu(abs(pids[i]));
+
+        if (used < 0 && pids[i] > 0)
+            fatal("process %d of the daemon is gone", pids[i]);
+        if (used >= 0)
+            seen[i] = used;
+        seconds += seen[i];
+    }
     return seconds;
 }
 

@@ -12,7 +12,7 @@
 
 double now(void);
 
-/* The processes of the daemon, whose CPU time is counted. */
+/* The processes of the daemon, whose CPU time is counted; a negative number is that of one that may end. */
 void forget_processes(void);
 void add_process(int pid);
 double daemon_cpu(void);

@@ -189,7 +189,9 @@ class Ours(Stand):
 
     def restart(self, kind: str) -> None:
         logic, state = self.logic_pid(), self.state_pid()
-        os.sched_setaffinity(state, {self.cores.beside, self.cores.serving})  # the kernel places the new Logic
+        for pid in (state, *(-pid for pid in self.daemon.counted_pids() if pid < 0)):
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(pid, {self.cores.beside, self.cores.serving})  # the kernel places the new Logic
         if kind == "kill":
             os.kill(logic, signal.SIGKILL)
         elif kind == "planned":

@@ -42,6 +42,8 @@ W_BEAT: Final = 12
 """Counts the worker's turns: a worker that does not move any more stands still."""
 W_PINNED: Final = 13
 """Id of the connection that was last served alone: others come before it."""
+W_FOLLOWED: Final = 14
+"""Sequence number of the last record that whoever stands by has followed."""
 W_TAIL: Final = 16
 """Consumer's index of the journal."""
 W_ASLEEP: Final = 24

@@ -69,6 +69,55 @@ class Ledger:
         os.close(self._fd)
 
 
+class Reader:
+    """A ledger being read, from some entry on, while its keeper may be adding to it."""
+
+    def __init__(self, path: str, at: int = _FRONT) -> None:
+        """`at` is an `end` that the ledger once had.  Raises `LedgerError`, OSError if there is no such file."""
+        self.path = path
+        self.at = at
+        """Bytes of the file that have been read."""
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._memory = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
+        self._words = SharedWords(memoryview(self._memory)[:_FRONT])
+
+    def new(self, until: int | None = None) -> Iterator[bytes]:
+        """The entries that are there and were not read, or those before an `end` that the ledger once had.
+
+        Raises `LedgerError` at the first damage.
+        """
+        valid = self._words[_W_END]
+        if self._words[_W_MAGIC] != MAGIC or valid < max(self.at, until or 0):
+            raise LedgerError("not a ledger")
+        valid = valid if until is None else until
+        if valid > len(self._memory):
+            self._follow_growth()
+            if valid > len(self._memory):
+                raise LedgerError("not a ledger")
+        while self.at < valid:
+            begin = self.at + _ENTRY.size
+            length, check = _ENTRY.unpack_from(self._memory, self.at) if begin <= valid else (valid, 0)
+            entry = self._memory[begin : begin + length]
+            if len(entry) < length or crc32(entry) != check:
+                raise LedgerError(f"the entry at byte {self.at} is damaged")
+            self.at += (_ENTRY.size + length + 7) & ~7
+            yield entry
+
+    def _follow_growth(self) -> None:
+        self._release()
+        self._memory = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
+        self._words = SharedWords(memoryview(self._memory)[:_FRONT])
+
+    def _release(self) -> None:
+        self._words.view.release()
+        self._memory.close()
+
+    def close(self) -> None:
+        """Reads no more."""
+        self._release()
+        os.close(self._fd)
+
+
 def entries(path: str) -> Iterator[bytes]:
     """The entries of a ledger in order.  Raises `LedgerError` at the first damage, OSError if there is no such file."""
     with open(path, "rb") as f:
@@ -77,14 +126,8 @@ def entries(path: str) -> Iterator[bytes]:
         return  # its keeper died before it had begun it
     if len(data) < _FRONT:
         raise LedgerError("too short")
-    magic, valid = struct.unpack_from("=QQ", data)
-    if magic != MAGIC or not _FRONT <= valid <= len(data):
-        raise LedgerError("not a ledger")
-    at = _FRONT
-    while at < valid:
-        length, check = _ENTRY.unpack_from(data, at)
-        entry = data[at + _ENTRY.size : at + _ENTRY.size + length]
-        if len(entry) < length or crc32(entry) != check:
-            raise LedgerError(f"the entry at byte {at} is damaged")
-        yield entry
-        at += (_ENTRY.size + length + 7) & ~7
+    reader = Reader(path)
+    try:
+        yield from reader.new()
+    finally:
+        reader.close()

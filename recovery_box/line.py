@@ -98,10 +98,10 @@ class Line:
             raise EOFError("the keeper is gone")
         return reply
 
-    def hear(self) -> bytes | None:
-        """The next news; None if there is none.  Raises `EOFError` when the keeper is gone."""
+    def hear(self, most: int = MESSAGE_MAX) -> bytes | None:
+        """The next news, of at most so many bytes; None if there is none.  Raises `EOFError` when the keeper is gone."""
         try:
-            message = self._worker_hears.recv(MESSAGE_MAX)
+            message = self._worker_hears.recv(most)
         except BlockingIOError:
             return None
         if not message:

@@ -7,6 +7,7 @@ reply.  The first requests are served before trio starts: a micro-reboot costs n
 import ctypes
 import logging
 import os
+import select
 import signal
 import time
 from collections import deque
@@ -26,9 +27,9 @@ from xenstore_logic.requests import HANDLERS
 from xenstore_logic.rings import Rings
 from xenstore_state import divergence
 from xenstore_state.domains import PRIVILEGED
-from xenstore_state.keeper import Inheritance
 from xenstore_state.registrar import QUESTION, Question
 from xenstore_state.restarts import POLICY, Planned, Policy
+from xenstore_state.worker import Inheritance, StandBy
 
 log = logging.getLogger(__name__)
 
@@ -36,16 +37,30 @@ _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
 OOM_SCORE: Final = 200
 """How much rather than others the kernel should kill Logic when memory runs out: it comes back, State does not."""
+NAME: Final = b"xenstore-logic"
+NAME_BEFORE: Final = b"xenstore-next"
+"""What a process is called until its turn comes."""
 _libc: Final = ctypes.CDLL(None)
 
 
 def run_logic(inheritance: Inheritance) -> int:
-    """Runs Logic until it is told to end, or retires.  To be called in a fresh fork of State.  The exit status."""
+    """Runs Logic until it is told to end, or retires.  To be called in a fresh fork of State.  The exit status.
+
+    One that stands by comes as far as it can without touching a connection, and waits there for its turn.
+    """
     _settle_in()
+    if inheritance.hypervisor is not None:
+        inheritance.hypervisor.in_logic()
+    guest = Guest()
+    if inheritance.stand_by is not None:
+        given = guest.wait(inheritance.stand_by(inheritance))
+        if given is None:
+            return Planned.STOP
+        inheritance = given
+    _be_called(NAME)
     signal.signal(signal.SIGUSR2, lambda *_: _write_down_and_end(inheritance))
     host = None
     if inheritance.hypervisor is not None:
-        inheritance.hypervisor.in_logic()
         host = XenHost(inheritance.store, inheritance.line, inheritance.hypervisor)
     core = Core(inheritance.store, HANDLERS, host)
     apply_trace_settings(core)
@@ -67,10 +82,10 @@ def run_logic(inheritance: Inheritance) -> int:
         Rings(loop, host, inheritance.box).listen()
     core.history, core.guarded = inheritance.history, inheritance.guarded
     loop.punish(inheritance.penalties)
-    policy = read_policy(core)
+    policy = Policy.of(core.store.items.settings)
     turns = _pinned_turns(loop, inheritance.line, policy) if policy.alone else None
     loop.recover(inheritance.last, inheritance.begun)
-    return _serve_alone(loop, turns) if turns is not None else Guest(loop).run()
+    return _serve_alone(loop, turns) if turns is not None else guest.run(loop)
 
 
 def _pinned_turns(loop: Loop, line: Line, policy: Policy) -> PinnedTurns:
@@ -92,12 +107,6 @@ def _serve_alone(loop: Loop, turns: PinnedTurns) -> int:
     return Planned.PER_REQUEST
 
 
-def read_policy(core: Core) -> Policy:
-    """When Logic is to restart on purpose."""
-    text = core.store.items.settings.get(POLICY)
-    return Policy.parse(str(text)) if text else Policy()
-
-
 def _write_down_and_end(inheritance: Inheritance) -> None:
     """State has found that its tree is another one."""
     try:
@@ -106,10 +115,13 @@ def _write_down_and_end(inheritance: Inheritance) -> None:
         os._exit(1)
 
 
+def _be_called(name: bytes) -> None:
+    _libc.prctl(_PR_SET_NAME, name, 0, 0, 0)
+
+
 def _settle_in() -> None:
-    libc = _libc
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    libc.prctl(_PR_SET_NAME, b"xenstore-logic", 0, 0, 0)
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    _be_called(NAME_BEFORE)
     try:
         fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
         os.write(fd, b"%d" % OOM_SCORE)
@@ -121,35 +133,56 @@ def _settle_in() -> None:
 class Guest:
     """Runs the loop with trio as its guest."""
 
-    def __init__(self, loop: Loop) -> None:
-        self._loop = loop
+    def __init__(self) -> None:
         self._calls: deque[Callable[[], object]] = deque()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._scope: trio.CancelScope | None = None
-        self._over = False
+        self._began = self._over = False
+        self._loop: Loop | None = None
         self._policy_text: object = None
         self._policy = Policy()
-        self._started = time.monotonic()
-        self._reason_to_retire()
+        self._started = 0.0
 
-    def run(self) -> int:
+    def _begin(self) -> None:
+        if not self._began:
+            self._began = True
+            trio.lowlevel.start_guest_run(
+                self._supervise,
+                run_sync_soon_threadsafe=self._call,
+                done_callback=self._done,
+                restrict_keyboard_interrupt_to_checkpoints=True,
+            )
+
+    def wait(self, stand_by: StandBy) -> Inheritance | None:
+        """Begins trio, and stands by; what to serve with, or None if it was told to end before its turn came."""
+        self._begin()
+        waiting = select.poll()
+        waiting.register(self._bell, select.POLLIN)
+        waiting.register(stand_by, select.POLLIN)
+        while not self._over:
+            for fd, _ in waiting.poll():
+                if fd == self._bell:
+                    self._answer()
+                    continue
+                given = stand_by.hear()
+                if given is not None:
+                    return given
+        return None
+
+    def run(self, loop: Loop) -> int:
         """Serves until SIGTERM, then ends trio; or until it is time to retire, which needs no end.  The exit status."""
-        loop = self._loop
+        self._loop = loop
+        self._started = time.monotonic()
+        self._reason_to_retire(loop.core)
         loop.flush()
         loop.turn(0)
-        reason = self._reason_to_retire()
+        reason = self._reason_to_retire(loop.core)
         if reason is not None:
             return reason
         loop.listen_to(self._bell, self._answer)
-        trio.lowlevel.start_guest_run(
-            self._supervise,
-            run_sync_soon_threadsafe=self._call,
-            done_callback=self._done,
-            restrict_keyboard_interrupt_to_checkpoints=True,
-        )
+        self._begin()
         while not self._over:
             loop.turn(self._patience())
-            reason = self._reason_to_retire()
+            reason = self._reason_to_retire(loop.core)
             if reason is not None:
                 return reason
         return Planned.STOP
@@ -158,16 +191,15 @@ class Guest:
         every = self._policy.every
         return min(BEAT_SECONDS, max(0.0, self._started + every - time.monotonic())) if every else BEAT_SECONDS
 
-    def _reason_to_retire(self) -> Planned | None:
+    def _reason_to_retire(self, core: Core) -> Planned | None:
         """Between turns everything is published and sent, or stands in the box: this Logic is not needed any more."""
-        core = self._loop.core
         text = core.store.items.settings.get(POLICY)
         if text is not self._policy_text:
-            self._policy_text, self._policy = text, read_policy(core)
+            self._policy_text, self._policy = text, Policy.of(core.store.items.settings)
         if core.retiring or self._policy.alone:
             return Planned.ASKED
         every, after, _ = self._policy
-        if after and self._loop.served >= after:
+        if after and self._loop is not None and self._loop.served >= after:
             return Planned.AFTER
         if every and time.monotonic() - self._started >= every:
             return Planned.EVERY
@@ -194,9 +226,11 @@ class Guest:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1) as signals:
             task_status.started()
             async for number in signals:
+                if number == signal.SIGTERM:
+                    return
+                if self._loop is None:
+                    continue  # its turn has not come
                 if number == signal.SIGHUP:
                     apply_trace_settings(self._loop.core)
-                elif number == signal.SIGUSR1:
-                    self._loop.core.retiring = True
                 else:
-                    return
+                    self._loop.core.retiring = True

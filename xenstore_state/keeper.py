@@ -13,17 +13,14 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final
 
 from protocol.ring import ERROR_COMM
 from recovery_box import custody
 from recovery_box.box import W_ACTIVE, W_ASLEEP, W_BEAT, Box
-from recovery_box.custody import Handover
 from recovery_box.items import Connection, ItemError
-from recovery_box.journal import Consumer, JournalCorrupt, Producer
+from recovery_box.journal import Consumer, JournalCorrupt
 from recovery_box.lanes import output_made
-from recovery_box.line import Line
 from xenstore_state import divergence
 from xenstore_state.effects import ABOUT_RING, CLOSE, DIGEST, ENDS_DOMAIN, GONE, RESTART, Diverged
 from xenstore_state.guarded import Guarded
@@ -31,16 +28,16 @@ from xenstore_state.hypervisor import Hypervisor
 from xenstore_state.pulse import Pulse
 from xenstore_state.reception import Reception
 from xenstore_state.records import Applier, BadRecord, Record, decode, encode
-from xenstore_state.recovered import Recovered
 from xenstore_state.registrar import ANSWER, QUESTION, Answer, Question, Registrar, Status
-from xenstore_state.restarts import ALONE, REASONS, Death, Planned, Restarts
+from xenstore_state.repetition import Recovered
+from xenstore_state.restarts import ALONE, REASONS, Death, Planned, Policy, Restarts
+from xenstore_state.standby import Follower, Reserve, Turn
 from xenstore_state.store import Store
 from xenstore_state.survival import Survival
+from xenstore_state.worker import TICK, Inheritance, StandBy, Worker, fork
 
 log = logging.getLogger(__name__)
 
-TICK: Final = 0.001
-"""Seconds between looks at the journal while records come: how far State may lag behind."""
 AWAKE_TICKS: Final = 50
 """Empty ticks after which State goes to sleep until it is woken."""
 DRAIN_RECORDS: Final = 256
@@ -54,69 +51,14 @@ WATCHDOG: Final = 2.0
 """Seconds without a turn after which Logic is killed, unless the daemon was told otherwise."""
 NODES_FOR_ANOTHER: Final = 250_000
 """With so many nodes Logic gets the same time once more: one request may remove them all."""
-WORKER_DESCRIPTORS: Final = 12
-"""Numbers that making another Logic takes for a moment, at most."""
-FORK_AGAIN: Final = 0.1
+WORKER_DESCRIPTORS: Final = 20
+"""Numbers that making another Logic takes for a moment, at most, and one that stands by keeps."""
 NO_MEMORY: Final = 20
 """Exit status of a Logic that could get no more; none of `Planned`."""
 DUMP_SECONDS: Final = 3.0
 """How long a Logic may take to write down the tree it had, when that was not State's."""
 SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1})
 """What State listens to.  Whoever starts it may block them until it does."""
-
-
-@dataclass(frozen=True)
-class Inheritance:
-    """What a new Logic starts with."""
-
-    store: Store
-    box: Box
-    epoll: select.epoll
-    handover: Handover
-    line: Line
-    hypervisor: Hypervisor | None
-    """None when there is none: sockets only."""
-    sockets: dict[int, Connection]
-    """By descriptor; the epoll set holds them all."""
-    begun: list[Connection] | None
-    """Connections that have something left to do; None if every one must be looked at."""
-    last: Record | None
-    """The last record applied; its output may not have been made."""
-    sequence: int
-    poison: frozenset[tuple[int, int]]
-    """(connection id, input position) of requests that are answered with EIO."""
-    penalties: dict[int, float]
-    """Until when connections are not to be served, by id, in seconds of the monotonic clock."""
-    guarded: bool
-    """Somebody starts State again when it ends."""
-    history: str
-    """What an operator is told of restarts."""
-    dump_path: str
-    """Where Logic writes its tree when SIGUSR2 asks for it: State has another one."""
-    bell: int
-
-    def producer(self) -> Producer:
-        """The writing end of the journal."""
-        return Producer(self.box, self.sequence, self._wait)
-
-    def wake(self) -> None:
-        """Wakes State."""
-        os.eventfd_write(self.bell, 1)
-
-    def _wait(self) -> None:
-        self.box.words[W_BEAT] += 1
-        self.wake()
-        time.sleep(TICK / 5)
-
-
-def _fork() -> int:
-    """Forks; a machine short of memory or processes is asked again until it can."""
-    while True:
-        try:
-            return os.fork()
-        except OSError as e:
-            log.error("Logic cannot be forked: %s", e.strerror)
-            time.sleep(FORK_AGAIN)
 
 
 class Keeper:
@@ -150,9 +92,13 @@ class Keeper:
         self._logic_epoll = select.epoll()
         self._epoll = select.epoll()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._reception = Reception(self.store, box, listeners, self._epoll, self._first_number, survival)
-        self._line = Line()
+        self._logic = Worker()
         self._line_blocked = False
+        self._reception = Reception(
+            self.store, box, listeners, self._epoll, self._first_number, self._logic.handover, survival
+        )
+        self._reserve = Reserve(box, survival, self._epoll)
+        self._reception.newcomer = self._reserve.welcome
         self._hypervisor = hypervisor
         self._registrar = (
             Registrar(
@@ -177,8 +123,8 @@ class Keeper:
         self._patience = 0.0
         """How long State meant to wait before it looks at everything again."""
         self.watchdog = WATCHDOG
-        self._logic_pid = 0
-        self._logic_fd = -1
+        self.stand_by = True
+        """Whether another Logic is forked ahead (`standby`)."""
         self._started = 0.0
         self._first_beat = 0
         self._stopping = False
@@ -221,7 +167,7 @@ class Keeper:
         if self._registrar is not None and self._unsettled:
             self._registrar.begin()
         self._write_down()
-        self._fork()
+        self._begin_logic()
         self._tell_all()
         ready()
         self._reserved_from = custody.reserve_low_numbers(self._first_number)
@@ -231,8 +177,10 @@ class Keeper:
             self._applier.trim()
             self._watch_over_logic()
             self._write_down()
-            if self.box.words[W_BEAT] != self._first_beat:
-                self._reception.sockets.fill()  # not sooner: the new Logic serves first
+            if self.box.words[W_BEAT] != self._first_beat:  # not sooner: the new Logic serves first
+                self._reception.sockets.fill()
+                if self._reserve.wanted(time.monotonic()):
+                    self._have_one_stand_by()
             self._guarded.look()
             self._wait(quiet)
         self._stop()
@@ -249,7 +197,9 @@ class Keeper:
     def _wait(self, quiet: int) -> None:
         words = self.box.words
         timeout = TICK if self._consumer.empty else 0
-        if quiet > AWAKE_TICKS and self._reception.sockets.complete:
+        resting = quiet > AWAKE_TICKS and self._reception.sockets.complete
+        self._reserve.look_after(resting=resting)
+        if resting:
             words[W_ASLEEP] = 1
             timeout = SLEEP if self._consumer.empty else 0
         self._patience = timeout
@@ -265,15 +215,15 @@ class Keeper:
                     os.eventfd_read(self._bell)
                 except BlockingIOError:
                     pass
-            elif fd == self._logic_fd:
+            elif fd == self._logic.fd:
                 self._bury()
             elif fd == self._signals_read.fileno():
                 self._on_signals(self._signals_read.recv(64))
-            elif fd == self._line.question_fd:
+            elif fd == self._logic.line.question_fd:
                 self._answer()
-            elif fd == self._line.telling_fd and self._line_blocked:
+            elif fd == self._logic.line.telling_fd and self._line_blocked:
                 self._tell(b"")
-            else:
+            elif not self._reserve.has_ended(fd):
                 self._guarded.has_ended(fd)
 
     def _try_again(self) -> None:
@@ -286,31 +236,24 @@ class Keeper:
     def _on_signals(self, numbers: bytes) -> None:
         if signal.SIGHUP in numbers:
             self.reopen_logs()
-            self._signal_logic(signal.SIGHUP)
+            self._reserve.dismiss()  # it would go on with the old ones
+            self._logic.signal(signal.SIGHUP)
         if signal.SIGUSR1 in numbers:
-            self._signal_logic(signal.SIGUSR1)
+            self._logic.signal(signal.SIGUSR1)
         if signal.SIGTERM in numbers or signal.SIGINT in numbers:
             self._stopping = True
 
-    def _signal_logic(self, number: int) -> None:
-        if self._logic_pid:
-            try:
-                signal.pidfd_send_signal(self._logic_fd, number)
-            except ProcessLookupError:
-                pass
-
     def _stop(self) -> None:
         """The orderly end: Logic finishes its turn, everything published is applied."""
-        self._signal_logic(signal.SIGTERM)
+        self._reserve.dismiss()
+        self._logic.signal(signal.SIGTERM)
         deadline = time.monotonic() + STOP_SECONDS
-        waiting = select.poll()  # needs no descriptor: there may be none
-        waiting.register(self._logic_fd, select.POLLIN)
-        while not waiting.poll(TICK * 1000):
+        while not self._logic.ended(TICK):
             self._drain(DRAIN_RECORDS)
             self._answer()
             if time.monotonic() > deadline:
                 log.warning("Logic did not end in time and is killed")
-                self._signal_logic(signal.SIGKILL)
+                self._logic.signal(signal.SIGKILL)
                 deadline += STOP_SECONDS
         self._reap()
         self._drain()
@@ -347,25 +290,61 @@ class Keeper:
 
     # ---- Logic
 
-    def _fork(self) -> None:
+    def _begin_logic(self) -> None:
+        """The next Logic: whoever stands by, or a fresh fork."""
+        ready = self._reserve.turn(self._consumer.sequence)
+        last, self._logic_epoll = self._logic_epoll, self._reception.sockets.take()
+        self._logic.close()
+        self._line_blocked = False
+        self._started = time.monotonic()
+        self._first_beat = self.box.words[W_BEAT]
+        if ready is not None:
+            self._logic, newcomers = ready
+            self._logic.line.tell(self._turn(newcomers))
+        else:
+            if self._hypervisor is not None:
+                self._hypervisor.before_fork()
+            self._logic = self._fork(self._logic_epoll, None, last)
+        self._reception.sockets.renew(last)
+        self._reception.hand_over_by(self._logic.handover)
+        self._epoll.register(self._logic.line.question_fd, select.EPOLLIN)
+        self._epoll.register(self._logic.line.telling_fd, 0)
+        self._epoll.register(self._logic.fd, select.EPOLLIN)
+        self._pulse.begin(time.monotonic())
+        self._reserve.after(self._started)
+        self._write_pid()
+
+    def _fork(
+        self, epoll: select.epoll, stand_by: Callable[[Inheritance], StandBy] | None, unneeded: select.epoll
+    ) -> Worker:
+        """A new Logic that waits with this epoll set; another set is none of its business."""
         gc.freeze()
         margin = min(self._reserved_from + WORKER_DESCRIPTORS, self._first_number)
         custody.make_room(self._reserved_from, margin, self._spare)
-        self._line.close()
-        self._reception.before_fork()
-        self._line = Line()
-        if self._hypervisor is not None:
-            self._hypervisor.before_fork()
-        last_epoll, self._logic_epoll = self._logic_epoll, self._reception.sockets.take()
-        inheritance = Inheritance(
+        worker = Worker()
+        inheritance = self._inheritance(worker, epoll, stand_by)
+        # A signal for the new Logic must not reach the handlers it still shares with State.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        pid = fork()
+        if not pid:
+            unneeded.close()
+            self._be_logic(inheritance, worker, margin)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        worker.in_keeper(pid)
+        return worker
+
+    def _inheritance(
+        self, worker: Worker, epoll: select.epoll, stand_by: Callable[[Inheritance], StandBy] | None
+    ) -> Inheritance:
+        return Inheritance(
             self.store,
             self.box,
-            self._logic_epoll,
-            self._reception.handover,
-            self._line,
+            epoll,
+            worker.handover,
+            worker.line,
             self._hypervisor,
             self._reception.sockets.by_fd,
-            self._begun(),
+            self._begun() if stand_by is None else [],
             self._applier.last,
             self._consumer.sequence,
             self._restarts.poison(),
@@ -374,26 +353,48 @@ class Keeper:
             self._restarts.report(),
             self._beside(divergence.LOGICS),
             self._bell,
+            stand_by,
         )
-        self._started = time.monotonic()
-        self._first_beat = self.box.words[W_BEAT]
-        # A signal for the new Logic must not reach the handlers it still shares with State.
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        self._logic_pid = _fork()
-        if not self._logic_pid:
-            last_epoll.close()
-            self._be_logic(inheritance, margin)
-        self._reception.sockets.renew(last_epoll)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        self._reception.after_fork()
-        self._line.in_keeper()
-        self._line_blocked = False
-        self._epoll.register(self._line.question_fd, select.EPOLLIN)
-        self._epoll.register(self._line.telling_fd, 0)
-        self._logic_fd = os.pidfd_open(self._logic_pid)
-        self._pulse.begin(time.monotonic())
-        self._epoll.register(self._logic_fd, select.EPOLLIN)
-        self._write_pid()
+
+    def _have_one_stand_by(self) -> None:
+        """Forks the next Logic while this one serves, if that is of any use."""
+        if not self.stand_by or self._survival is None or not self._consumer.between_records or self._is_alone():
+            self._reserve.later(time.monotonic())
+            return
+        known, place = self._known_beside(), self._survival.place
+        known["sequence"], known["next_id"] = self._consumer.sequence, self._survival.next_id
+        worker = self._fork(
+            self._reception.sockets.peek(), lambda given: Follower(given, known, place), self._logic_epoll
+        )
+        self._reserve.begin(worker, place, self._consumer.sequence, time.monotonic())
+
+    def _is_alone(self) -> bool:
+        """Whether one that stands by would be in the way, or of no use.
+
+        It has no processor to follow on, or Logic does not live longer than it takes to fork another one.
+        """
+        if Policy.of(self.store.items.settings).alone:
+            return True
+        try:
+            mine, logics = os.sched_getaffinity(0), os.sched_getaffinity(self._logic.pid)
+        except ProcessLookupError:
+            return True
+        return len(mine | logics) == 1
+
+    def _turn(self, newcomers: int) -> bytes:
+        """What whoever stood by is told when it is its turn."""
+        assert self._survival is not None
+        begun, last, place = self._begun(), self._applier.last, self._survival.place
+        return Turn(
+            newcomers,
+            (place.number, place.end),
+            encode(last) if last is not None else b"",
+            self._consumer.sequence,
+            [c.id for c in begun] if begun is not None else None,
+            list(self._restarts.poison()),
+            self._restarts.penalties(),
+            self._restarts.report(),
+        ).packed()
 
     def _begun(self) -> list[Connection] | None:
         """Connections at which a new Logic has something to finish."""
@@ -402,7 +403,7 @@ class Keeper:
             return None
         return list({c.id: c for c in (*unfinished, *self._applier.waiting)}.values())
 
-    def _be_logic(self, inheritance: Inheritance, margin: int) -> None:
+    def _be_logic(self, inheritance: Inheritance, worker: Worker, margin: int) -> None:
         status = 1
         try:
             signal.set_wakeup_fd(-1)
@@ -410,13 +411,14 @@ class Keeper:
                 signal.signal(number, signal.SIG_DFL)
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there is somebody to retire
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            self._logic.in_another()
+            self._reserve.in_logic()
             self._epoll.close()
             self._reception.close_in_logic()
             self._signals_read.close()
             self._signals_write.close()
             custody.release_low_numbers(margin, self._first_number)
-            self._reception.handover.in_worker()
-            self._line.in_worker()
+            worker.in_worker()
             if self._survival is not None:
                 self._survival.in_logic()
             status = self._run_logic(inheritance)
@@ -436,7 +438,7 @@ class Keeper:
         try:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             try:
-                os.write(fd, b"%d\n" % self._logic_pid)
+                os.write(fd, b"%d\n" % self._logic.pid)
             finally:
                 os.close(fd)
             os.replace(temporary, self._logic_pid_file)
@@ -447,10 +449,8 @@ class Keeper:
 
     def _reap(self) -> Death:
         """Waits for Logic's death."""
-        found = os.waitid(os.P_PIDFD, self._logic_fd, os.WEXITED)
-        self._epoll.unregister(self._logic_fd)
-        os.close(self._logic_fd)
-        self._logic_fd, self._logic_pid = -1, 0
+        self._epoll.unregister(self._logic.fd)
+        found = self._logic.reap()
         hung, self._hung = self._hung, False
         if hung:
             return Death("hung and was killed", "hung")
@@ -466,10 +466,10 @@ class Keeper:
 
     def _bury(self) -> None:
         """Logic is dead: takes what it published, draws the consequences, and starts the next one."""
-        died, pid, lived = time.monotonic(), self._logic_pid, time.monotonic() - self._started
+        died, pid, lived = time.monotonic(), self._logic.pid, time.monotonic() - self._started
         death = self._reap()
         self._drain()
-        self._epoll.unregister(self._line.question_fd)  # which a dead Logic would leave readable
+        self._epoll.unregister(self._logic.line.question_fd)  # which a dead Logic would leave readable
         self._consumer.drop_staged()
         self._applier.trim()
         self._distrusted = False
@@ -481,9 +481,9 @@ class Keeper:
         quietly = death.kind == "planned" and death.cause == ALONE
         if not quietly:
             self._restarts.note(text)
-        self._fork()
+        self._begin_logic()
         if not quietly:
-            after = f"; {self._logic_pid} took over in {(time.monotonic() - died) * 1000:.1f} ms"
+            after = f"; {self._logic.pid} took over in {(time.monotonic() - died) * 1000:.1f} ms"
             line = self._restarts.complete(after)
             if self._survival is not None:
                 self._survival.noted(line)
@@ -508,10 +508,10 @@ class Keeper:
         sign = self.box.words[W_BEAT], self.box.words[W_ACTIVE]  # another turn, or another request in this one
         still = self._pulse.still(sign, time.monotonic(), self._patience)
         limit = self.watchdog * (1 + self.store.tree.size / NODES_FOR_ANOTHER)
-        if self.watchdog and still > limit and self._logic_pid and not self._hung:
-            log.error("Logic %d has not moved for %.1f s and is killed", self._logic_pid, still)
+        if self.watchdog and still > limit and self._logic.pid and not self._hung:
+            log.error("Logic %d has not moved for %.1f s and is killed", self._logic.pid, still)
             self._hung = True
-            self._signal_logic(signal.SIGKILL)
+            self._logic.signal(signal.SIGKILL)
 
     # ---- the journal
 
@@ -553,19 +553,17 @@ class Keeper:
         ours, theirs = self._beside(divergence.STATES), self._beside(divergence.LOGICS)
         log.error("Logic's tree is not State's: Logic is replaced; the trees are written to %s and %s", ours, theirs)
         divergence.dump_aside(self.store.tree, ours)
-        self._signal_logic(signal.SIGUSR2)
-        waiting = select.poll()
-        if self._logic_pid:
-            waiting.register(self._logic_fd, select.POLLIN)
-            waiting.poll(DUMP_SECONDS * 1000)
+        self._logic.signal(signal.SIGUSR2)
+        self._logic.ended(DUMP_SECONDS)
 
     def _distrust(self, why: str) -> None:
         """A record cannot be true: it and all later ones are void, and Logic with them."""
         log.error("Logic published a record that cannot be true (%s): it is killed, what it says is void", why)
-        if self._logic_pid:
+        self._reserve.dismiss()  # what it follows is not all that has happened
+        if self._logic.pid:
             self._distrusted = True
-            self._signal_logic(signal.SIGKILL)
-            os.waitid(os.P_PIDFD, self._logic_fd, os.WEXITED | os.WNOWAIT)
+            self._logic.signal(signal.SIGKILL)
+            os.waitid(os.P_PIDFD, self._logic.fd, os.WEXITED | os.WNOWAIT)
         for number in self._concerned():
             connection = self.store.items.connections.get(number)
             if connection is not None:
@@ -619,7 +617,7 @@ class Keeper:
         """Answers Logic, which waits.  It has recorded all it did before it asked."""
         while not self._consumer.empty:
             self._drain()
-        self._line.answer(self._reply_to)
+        self._logic.line.answer(self._reply_to)
 
     def _reply_to(self, question: bytes) -> bytes:
         try:
@@ -633,7 +631,7 @@ class Keeper:
         except (struct.error, ValueError, ItemError) as e:
             log.error("Logic asked what no Logic asks (%s): it is killed", e)
             self._distrusted = True
-            self._signal_logic(signal.SIGKILL)
+            self._logic.signal(signal.SIGKILL)
         return ANSWER.pack(*Answer(Status.OK))
 
     def _check_pin(self, record: Record) -> None:
@@ -647,10 +645,10 @@ class Keeper:
             raise BadRecord(f"connection {self._pinned} is pinned, and this acts for connection {record.connection}")
 
     def _tell(self, news: bytes) -> None:
-        blocked = not (self._line.tell(news) if news else self._line.tell_rest())
+        blocked = not (self._logic.line.tell(news) if news else self._logic.line.tell_rest())
         if blocked != self._line_blocked:
             self._line_blocked = blocked
-            self._epoll.modify(self._line.telling_fd, select.EPOLLOUT if blocked else 0)
+            self._epoll.modify(self._logic.line.telling_fd, select.EPOLLOUT if blocked else 0)
 
     def _allocate_ring(self, domid: int) -> tuple[int, int] | None:
         return self._reception.allocate(f"the ring of domain {domid}")

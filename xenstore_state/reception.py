@@ -9,6 +9,7 @@ import os
 import select
 import socket
 from collections import deque
+from collections.abc import Callable
 
 from recovery_box import custody
 from recovery_box.box import Box, BoxFull
@@ -33,6 +34,7 @@ class Reception:
         listeners: list[socket.socket],
         epoll: select.epoll,
         first_number: int,
+        handover: Handover,
         survival: Survival | None = None,
     ) -> None:
         self._store = store
@@ -41,7 +43,9 @@ class Reception:
         self._epoll = epoll
         self._first_number = first_number
         self._plenty = custody.plenty(first_number)
-        self.handover = Handover()
+        self.newcomer: Callable[[Connection], None] = lambda connection: None
+        """Told of each connection that was accepted."""
+        self._handover = handover
         self.sockets = Sockets()
         self._queue: deque[Connection] = deque()
         self._blocked = False
@@ -173,6 +177,7 @@ class Reception:
             log.warning("accepting connections again")
         connection = self._connection(slot, fd)
         self._queue.append(connection)
+        self.newcomer(connection)
         self._hand_over()
         self._store.connect(connection)
         self.sockets.add(connection)
@@ -216,21 +221,16 @@ class Reception:
 
     # ---- handing over
 
-    def before_fork(self) -> None:
-        """A new Logic inherits whatever the last one was still to be given."""
-        self.handover.close()
-        self.handover = Handover()
+    def hand_over_by(self, handover: Handover) -> None:
+        """Another Logic, which lacks nobody so far, takes descriptors in this way."""
         self._queue.clear()
-
-    def after_fork(self) -> None:
-        """In State, after the fork."""
-        self.handover.in_keeper()
         self._blocked = False
-        self._epoll.register(self.handover.keeper_fd, 0)
+        self._handover = handover
+        self._epoll.register(handover.keeper_fd, 0)
 
     def hand_over_to(self, fd: int) -> bool:
         """Goes on handing over if `fd` says that there is room again; whether it does."""
-        if fd != self.handover.keeper_fd or not self._blocked:
+        if fd != self._handover.keeper_fd or not self._blocked:
             return False
         self._hand_over()
         return True
@@ -239,9 +239,9 @@ class Reception:
         queue = self._queue
         while queue:
             c = queue[0]
-            if not c.closed and not self.handover.give(c.id, c.slot, c.fd, c.domid):
+            if not c.closed and not self._handover.give(c.id, c.slot, c.fd, c.domid):
                 break
             queue.popleft()
         if bool(queue) != self._blocked:
             self._blocked = bool(queue)
-            self._epoll.modify(self.handover.keeper_fd, select.EPOLLOUT if queue else 0)
+            self._epoll.modify(self._handover.keeper_fd, select.EPOLLOUT if queue else 0)

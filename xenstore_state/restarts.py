@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from recovery_box.box import NO_REQUEST, W_ACTIVE, Box
-from recovery_box.items import Connection
+from recovery_box.items import Connection, Table
 from recovery_box.lanes import M32, input_consumed
 from xenstore_state.store import Store
 
@@ -70,6 +70,12 @@ class Policy(NamedTuple):
     """Requests."""
     alone: str = ""
     """Who is served by a Logic of its own each time: "all", or only "guests"."""
+
+    @classmethod
+    def of(cls, settings: Table[str, int | str]) -> "Policy":
+        """The one that is set (`POLICY`)."""
+        text = settings.get(POLICY)
+        return cls.parse(str(text)) if text else cls()
 
     @classmethod
     def parse(cls, text: str) -> "Policy":

@@ -1,6 +1,6 @@
 """Sockets that are served, and the epoll set that the next Logic will wait with, filled before it is needed.
 
-A micro-reboot then costs no system call for each connection.  No Logic ever had the set before it is taken: it is made after
+A micro-reboot then costs no system call for each connection.  No Logic waits with the set before it is taken: it is made after
 one fork for the next, and what a dead Logic was waiting for stays behind in that one's own.  Filling it is done in pieces, while
 State has nothing better to do; whoever takes it gets it complete.
 
@@ -76,6 +76,12 @@ class Sockets:
         assert self._next is not None
         taken, self._next = self._next, None
         return taken
+
+    def peek(self) -> select.epoll:
+        """The next set, for a Logic that stands by: it goes on being filled here until it is taken."""
+        self._begin()
+        assert self._next is not None
+        return self._next
 
     def renew(self, last: select.epoll) -> None:
         """In State, after the fork: what is filled from now on is for the Logic after this one.

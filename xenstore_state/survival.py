@@ -19,7 +19,7 @@ import re
 import signal
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgpack
 
@@ -77,6 +77,15 @@ CONNECTION: Final = "c"
 _ATTEMPTS: Final = "attempts"
 
 
+class Place(NamedTuple):
+    """How far State has written: ledger `number` in `directory`, up to byte `end`; `total` bytes in all of its life."""
+
+    directory: str
+    number: int
+    end: int
+    total: int
+
+
 class Survival:
     """What State writes down."""
 
@@ -111,6 +120,8 @@ class Survival:
         self._limit = LEDGER_MIN
         self._number = max(ledgers + checkpoints, default=0) + 1
         self._ledger = Ledger(self._path("ledger", self._number))
+        self._before = 0
+        """Bytes of all ledgers that were written before this one."""
         self._child = 0
         self._made = time.monotonic()
         self._has_one = complete and bool(checkpoints)
@@ -120,7 +131,17 @@ class Survival:
         self._wanted = False
 
     def _path(self, what: str, number: int) -> str:
-        return os.path.join(self._directory, f"{what}.{number}")
+        return file_path(self._directory, what, number)
+
+    @property
+    def place(self) -> Place:
+        """How far it is written."""
+        return Place(self._directory, self._number, self._ledger.end, self._before + self._ledger.end)
+
+    @property
+    def can_be_followed(self) -> bool:
+        """Whether all that happens is written down, so that whoever repeats it gets to the same."""
+        return not (self._given_up or self._wanted)
 
     # ---- what happens
 
@@ -275,6 +296,7 @@ class Survival:
             return
         self._failed = self._wanted = False
         self._behind += self._ledger.end
+        self._before += self._ledger.end
         self._ledger.close()
         self._ledger = ledger
         self._number += 1
@@ -388,7 +410,12 @@ def forget(directory: str) -> None:
     """Removes all files."""
     for what in ("checkpoint", "ledger"):
         for number in numbers(directory, what):
-            os.unlink(os.path.join(directory, f"{what}.{number}"))
+            os.unlink(file_path(directory, what, number))
+
+
+def file_path(directory: str, what: str, number: int) -> str:
+    """Of the file of one kind ("checkpoint", "ledger") with this number."""
+    return os.path.join(directory, f"{what}.{number}")
 
 
 def numbers(directory: str, what: str) -> list[int]:

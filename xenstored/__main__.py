@@ -17,7 +17,8 @@ from xenstore_logic.process import run_logic
 from xenstore_logic.rings import EVENT_TIMEOUT
 from xenstore_state.hypervisor import Hypervisor
 from xenstore_state.keeper import BACKLOG, SIGNALS, Keeper
-from xenstore_state.recovered import Recovered, recover
+from xenstore_state.recovered import recover
+from xenstore_state.repetition import Recovered
 from xenstore_state.restarts import POLICY
 from xenstore_state.survival import CONNECTION, TRIES, Survival, count_attempt, forget
 from xenstored import guardian, service
@@ -156,6 +157,7 @@ def _run(options: Options, hypervisor: Hypervisor | None, pipe: int, made: list[
     keeper = Keeper(box, [listener], run_logic, logic_pid_file, limit, hypervisor, survival, recovered)
     if options.watchdog is not None:
         keeper.watchdog = options.watchdog
+    keeper.stand_by = options.standby
     if recovered is None:
         _configure(keeper, options)
     log.info("serving on %s, at most %d descriptors", options.socket, limit)

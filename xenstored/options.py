@@ -43,6 +43,7 @@ class Options:
     restart: str | None = None
     watchdog: float | None = None
     guardian: bool = True
+    standby: bool = True
     pid_file: str | None = None
     trace_file: str | None = None
     trace_switches: dict[str, bool] = field(default_factory=dict)
@@ -128,6 +129,13 @@ def _parser() -> argparse.ArgumentParser:
         help="whether State survives its own death (the default): it writes down what it does, and systemd, or a small"
         " process, starts it again with all connections",
     )
+    p.add_argument(
+        "--standby",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether another Logic stands by, which takes over within a millisecond or two (the default); without it one is"
+        " forked when it is needed",
+    )
     p.add_argument("-F", "--pid-file", metavar="FILE", help="write the daemon's pid there")
     p.add_argument("-T", "--trace-file", metavar="FILE", help="trace messages into this file")
     p.add_argument("--trace-control", metavar="[+-]SWITCH", action="append", default=[], help=" ".join(SWITCHES))
@@ -199,6 +207,7 @@ def parse(arguments: list[str], environment: dict[str, str]) -> Options:
     except ValueError as e:
         raise OptionError(f"--restart {e}") from None
     options.guardian = given.guardian
+    options.standby = given.standby
     options.keep_orphans = given.keep_orphans
     options.simulated_xen = os.path.abspath(given.simulated_xen) if given.simulated_xen else None
     options.notes += [f"{note}; no effect" for name, note in _WITHOUT_EFFECT.items() if getattr(given, name)]

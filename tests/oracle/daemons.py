@@ -122,7 +122,7 @@ class Daemon(ABC):
         return self.pids()[:2]
 
     def counted_pids(self) -> list[int]:
-        """Those that stay for as long as something is measured: their processor time can be counted."""
+        """Those whose processor time is counted, negative if they need not stay for as long as something is measured."""
         return self.pids()
 
     def serving_pid(self) -> int:
@@ -276,9 +276,10 @@ class OurDaemon(Daemon):
         return [self.pid] if RESTART_POLICY else super().lasting_pids()
 
     def counted_pids(self) -> list[int]:
-        """State, Logic and the guardian; not whoever writes a checkpoint, and is gone then."""
+        """State, Logic, the guardian, and whoever stands by; not whoever writes a checkpoint, and is gone then."""
         state, logic, *others = self.pids()
-        return [state, logic, *(pid for pid in others if _name(pid) == "xenstore-guard")]
+        stays = [pid for pid in others if _name(pid) == "xenstore-guard"]
+        return [state, logic, *stays, *(-pid for pid in others if _name(pid) == "xenstore-next")]
 
     def serving_pid(self) -> int:
         return self.logic_pid()

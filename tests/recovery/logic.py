@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.oracle.daemons import OurDaemon
+from xenstore_logic.process import NAME
 
 PATIENCE: Final = 10.0
 STOP_PATIENCE: Final = 20.0
@@ -107,10 +108,6 @@ class Logic:
             raise Gone from None
 
 
-def _is_guardian(pid: str) -> bool:
-    return b"guard.py\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
-
-
 def logic_of(daemon: OurDaemon) -> Logic | None:
     """The Logic that runs now; None while there is none, or State has said of none yet."""
     state = daemon.pid
@@ -120,7 +117,7 @@ def logic_of(daemon: OurDaemon) -> Logic | None:
             return Logic(said, state)
         for child in Path(f"/proc/{state}/task/{state}/children").read_text().split():  # it may be unable to say
             with suppress(Gone, FileNotFoundError, ProcessLookupError):
-                if not _is_guardian(child) and Path(f"/proc/{child}/comm").read_text() != "xenstore-save\n":
+                if Path(f"/proc/{child}/comm").read_bytes() == NAME + b"\n":  # and none that only stands by
                     return Logic(int(child), state)
     return None
 

@@ -107,7 +107,7 @@ def not_drained(injector: Injector) -> None:
 
     Keeper._drain = seldom  # type: ignore[method-assign]
     Keeper._bury = buried  # type: ignore[method-assign]
-    Keeper._answer = lambda self: self._line.answer(self._reply_to)  # type: ignore[method-assign,assignment]
+    Keeper._answer = lambda self: self._logic.line.answer(self._reply_to)  # type: ignore[assignment]
     before(Loop, "flush", lambda self: injector.at(CRASH, when=self._dirty))
 
 

@@ -62,8 +62,8 @@ def _records(injector: Injector) -> None:
 def _restarting(injector: Injector) -> None:
     after(Keeper, "_reap", lambda *_: injector.at("Logic is dead and reaped, journal not drained"))
     before(Restarts, "count", lambda *_: injector.at("journal drained, no Logic"))
-    before(keeper, "_fork", lambda *_: injector.at("about to fork"))
-    after(keeper, "_fork", lambda pid, *_: injector.at("forked, Logic on its own", when=pid))
+    before(keeper, "fork", lambda *_: injector.at("about to fork"))
+    after(keeper, "fork", lambda pid, *_: injector.at("forked, Logic on its own", when=pid))
 
 
 def _checkpoints(injector: Injector) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,74 +11,16 @@ import pytest
 
 from recovery_box.box import W_HEAD, Box
 from recovery_box.fdstore import FdStore
-from recovery_box.items import Connection
 from recovery_box.journal import SEGMENT_MAX, Consumer, JournalCorrupt, Producer
 from recovery_box.ledger import Ledger
+from tests.unit.written import State
 from xenstore_state import effects, survival
 from xenstore_state.domains import Offer
-from xenstore_state.records import Applier, encode
-from xenstore_state.recovered import DAMAGED, Recovered, recover
+from xenstore_state.recovered import DAMAGED, recover
+from xenstore_state.repetition import Recovered
 from xenstore_state.restarts import Restarts
 from xenstore_state.store import Store
 from xenstore_state.survival import Survival, numbers
-
-PATIENCE = 10.0
-
-
-class State:
-    """What writes down, without a process."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = str(directory)
-        self.store = Store()
-        self.applier = Applier(self.store, lambda connection: 0)
-        self.sequence = 0
-        ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.survival = Survival(self.directory, FdStore(ours), complete=False)
-        self.more = {"last": b"", "bound": {}, "restarts": ({}, [], ((), ())), "unsettled": False}
-        self.look()
-        self.accept()
-
-    def look(self) -> None:
-        self.survival.look_after(self.store, self.sequence, lambda: self.more)
-
-    def accept(self) -> Connection:
-        number = len(self.store.items.connections) + 1
-        connection = Connection(number, number, 100 + number, 0, privileged=True, socket=True)
-        self.survival.accepted(connection)
-        self.store.connect(connection)
-        return connection
-
-    def record(self, kind: int, *arguments: object, outputs: tuple[object, ...] = ()) -> bytes:
-        """A record of the first connection's that changes one node."""
-        generation = self.store.tree.generation + (kind in effects.CHANGES_TREE)
-        return encode((1, 0, kind, arguments, "", generation, outputs))
-
-    def do(self, kind: int, *arguments: object) -> None:
-        body = self.record(kind, *arguments)
-        self.applier.apply(body)
-        self.sequence += 1
-        self.survival.record(self.sequence, body, {})
-
-    def write(self, name: str, value: bytes = b"v") -> None:
-        self.do(effects.WRITE, 0, f"/{name}".encode(), value)
-
-    def checkpoint(self) -> None:
-        """Another checkpoint, by a child; returns once it is there."""
-        self.survival.want_checkpoint()
-        self.look()
-        wanted = max(numbers(self.directory, "ledger"))
-        deadline = time.monotonic() + PATIENCE
-        while self.survival._child:
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-            self.look()
-        assert max(numbers(self.directory, "checkpoint")) == wanted
-
-    def close(self) -> None:
-        self.survival._ledger.close()
-        self.survival.keeper.close()
-        self.theirs.close()
 
 
 @pytest.fixture

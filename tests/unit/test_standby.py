@@ -1,0 +1,355 @@
+"""Who stands by is, when its turn comes, what State is: whatever happened since the fork, and not a byte more."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pickle
+import select
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recovery_box.box import W_FOLLOWED, Box
+from recovery_box.items import Connection
+from recovery_box.ledger import Ledger, LedgerError, Reader
+from tests.model.harness import fields
+from tests.model.support import examples
+from tests.unit.written import State
+from xenstore_state import effects, standby
+from xenstore_state.repetition import FAILURES, Incomplete
+from xenstore_state.standby import FOLLOW_BYTES, LAG_MAX, NEWCOMERS_MAX, RENEW_BYTES, Follower, Reserve, Turn
+from xenstore_state.store import Store
+from xenstore_state.tree import walk
+from xenstore_state.worker import Inheritance, Worker
+
+PATIENCE: Final = 20.0
+FIRST_NUMBER: Final = 200
+
+
+class Fork:
+    """State in this process, and a child that stands by."""
+
+    def __init__(self, directory: Path) -> None:
+        self.state = State(directory)
+        self.box = Box(str(directory / "box"))
+        self.epoll = select.epoll()
+        self.reserve = Reserve(self.box, self.state.survival, self.epoll)
+        self.worker = Worker()
+        self.sockets: dict[int, Connection] = {}
+        self._said, self._says = os.pipe()
+
+    # ---- in State
+
+    def open(self) -> Connection:
+        """A connection, with the lowest descriptor that connections may have."""
+        ours, theirs = socket.socketpair()
+        connection = self.state.accept(fcntl.fcntl(ours.fileno(), fcntl.F_DUPFD_CLOEXEC, FIRST_NUMBER))
+        ours.close()
+        theirs.close()
+        self.sockets[connection.fd] = connection
+        self.reserve.welcome(connection)
+        return connection
+
+    def end(self, connection: Connection) -> None:
+        """Its record, and what State does then."""
+        self.state.end(connection)
+        del self.sockets[connection.fd]
+        os.close(connection.fd)
+
+    def fork(self) -> None:
+        known = self.state.more | {"sequence": self.state.sequence, "next_id": self.state.survival.next_id}
+        place = self.state.survival.place
+        pid = os.fork()
+        if not pid:
+            self._stand_by(known, place)
+        self.worker.in_keeper(pid)
+        self.reserve.begin(self.worker, place, self.state.sequence, 0.0)
+
+    def turn(self, **more: Any) -> dict[str, Any]:
+        """Gives it its turn; what it is then."""
+        ready = self.reserve.turn(self.state.sequence)
+        assert ready is not None
+        worker, newcomers = ready
+        place = self.state.survival.place
+        told = {"begun": [], "poison": [], "penalties": {}, "history": ""} | more
+        worker.line.tell(Turn(newcomers, (place.number, place.end), b"", self.state.sequence, **told).packed())
+        return self.said()
+
+    def said(self) -> dict[str, Any]:
+        assert select.select([self._said], [], [], PATIENCE)[0]
+        with os.fdopen(os.dup(self._said), "rb") as f:
+            said: dict[str, Any] = pickle.load(f)  # our own child's
+        return said
+
+    def followed(self) -> None:
+        """Waits until it has done all that State has written."""
+        deadline = time.monotonic() + PATIENCE
+        while self.box.words[W_FOLLOWED] != self.state.sequence:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
+    def close(self) -> None:
+        self.reserve.dismiss()
+        if self.worker.pid:
+            self.worker.signal(signal.SIGKILL)
+            self.worker.reap()
+        self.worker.close()
+        self.state.close()
+        self.epoll.close()
+        for fd in (*self.sockets, self._said, self._says):
+            os.close(fd)
+
+    # ---- in the child
+
+    def _stand_by(self, known: dict[str, Any], place: Any) -> None:
+        said: dict[str, Any] = {}
+        try:
+            self.worker.in_worker()
+            given = Inheritance(
+                self.state.store, self.box, self.epoll, self.worker.handover, self.worker.line, None, self.sockets,
+                [], None, 0, frozenset(), {}, True, "", "", -1,
+            )  # fmt: skip
+            follower = Follower(given, known, place)
+            turn = None
+            while turn is None:
+                select.select([follower], [], [])
+                turn = follower.hear()
+            said = {
+                "state": described(turn.store),
+                "sockets": {fd: c.id for fd, c in turn.sockets.items()},
+                "open": sorted(fd for fd in turn.sockets if is_open(fd)),
+                "begun": [c.id for c in turn.begun] if turn.begun is not None else None,
+                "rest": (turn.sequence, turn.poison, turn.penalties, turn.history, turn.stand_by),
+            }
+        except (Incomplete, *FAILURES) as e:
+            said = {"fails": str(e)}
+        finally:
+            with suppress(BaseException):
+                os.write(self._says, pickle.dumps(said))
+            os._exit(0)
+
+
+def is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def described(store: Store) -> list[object]:
+    """Everything in a store that two of them can be compared by."""
+    return [
+        [fields(node) for node in walk(store.tree.root)],
+        store.tree.generation,
+        store.tree.digest(),
+        store.watches.count,
+        [(c.id, c.slot, c.fd, c.domid, list(c.watches), list(c.transactions)) for c in store.items.connections],
+        [(d.domid, d.unique_id, d.introduced, dict(d.quotas)) for d in store.domains.known],
+        dict(store.domains.offers),
+    ]
+
+
+@pytest.fixture
+def fork(tmp_path: Path) -> Iterator[Fork]:
+    made = Fork(tmp_path)
+    yield made
+    made.close()
+
+
+def same(said: dict[str, Any], fork: Fork) -> None:
+    """It is what State is, with State's descriptors, all of them open."""
+    assert said.get("fails") is None
+    assert said["state"] == described(fork.state.store)
+    assert said["sockets"] == {fd: c.id for fd, c in fork.sockets.items()}
+    assert said["open"] == sorted(fork.sockets)
+
+
+def test_nothing_has_happened(fork: Fork) -> None:
+    fork.state.write("before")
+    fork.open()
+    fork.fork()
+    same(fork.turn(), fork)
+
+
+def test_what_has_happened_since_is_done_again(fork: Fork) -> None:
+    fork.state.write("before")
+    stays, ends = fork.open(), fork.open()
+    fork.fork()
+    fork.state.write("after")
+    fork.state.do(effects.WATCH, b"/w", b"token", -1, 0)
+    fork.end(ends)
+    newcomer = fork.open()
+    said = fork.turn(
+        begun=[stays.id, newcomer.id], poison=[(stays.id, 7)], penalties={newcomer.id: 1.5}, history="so far"
+    )
+    same(said, fork)
+    assert said["begun"] == [stays.id, newcomer.id]
+    assert said["rest"] == (fork.state.sequence, frozenset({(stays.id, 7)}), {newcomer.id: 1.5}, "so far", None)
+
+
+def test_a_number_means_another_connection_now(fork: Fork) -> None:
+    first = fork.open()
+    fork.fork()
+    fork.end(first)
+    second = fork.open()
+    assert second.fd == first.fd, "the lowest that is free"
+    third = fork.open()
+    fork.end(third)
+    fork.open()
+    same(fork.turn(), fork)
+
+
+def test_it_follows_when_poked_and_what_is_left_is_little(fork: Fork) -> None:
+    fork.fork()
+    for n in range(LAG_MAX + 1):
+        fork.state.write(f"n{n}", bytes(100))
+    assert fork.state.survival.place.total > FOLLOW_BYTES
+    fork.reserve.look_after(resting=False)
+    fork.followed()
+    fork.state.write("last")
+    same(fork.turn(), fork)
+
+
+def test_a_rest_is_used_to_catch_up(fork: Fork) -> None:
+    fork.fork()
+    fork.state.write("little")
+    fork.reserve.look_after(resting=True)
+    fork.followed()
+
+
+def test_it_follows_into_the_next_ledgers(fork: Fork) -> None:
+    fork.fork()
+    for n in range(3):
+        fork.state.write(f"n{n}")
+        fork.state.checkpoint()
+        fork.reserve.look_after(resting=True)
+        fork.followed()
+    fork.state.write("n3")
+    same(fork.turn(), fork)
+
+
+def test_whoever_lags_too_far_behind_has_no_turn(fork: Fork) -> None:
+    fork.fork()
+    for n in range(LAG_MAX + 1):
+        fork.state.write(f"n{n}")
+    assert fork.reserve.turn(fork.state.sequence) is None
+    assert fork.worker.pid == 0, "and is gone"
+
+
+def test_neither_has_whoever_lacks_too_many_connections(fork: Fork) -> None:
+    fork.fork()
+    for _ in range(NEWCOMERS_MAX + 1):
+        fork.open()
+    assert fork.reserve.turn(fork.state.sequence) is None
+
+
+def test_as_many_as_may_be_lacking_are_handed_over_at_once(fork: Fork) -> None:
+    fork.fork()
+    for _ in range(NEWCOMERS_MAX):
+        fork.open()
+    same(fork.turn(), fork)
+
+
+def test_connections_that_have_ended_do_not_count(fork: Fork) -> None:
+    fork.fork()
+    for _ in range(NEWCOMERS_MAX + 1):
+        fork.end(fork.open())
+    same(fork.turn(), fork)
+
+
+def test_neither_has_whoever_is_dead(fork: Fork) -> None:
+    fork.fork()
+    fork.worker.signal(signal.SIGKILL)
+    assert fork.worker.ended(PATIENCE)
+    assert fork.reserve.turn(fork.state.sequence) is None
+    assert fork.reserve.wanted(1e9), "another one is forked"
+
+
+def test_its_end_is_noticed(fork: Fork) -> None:
+    fork.fork()
+    assert not fork.reserve.has_ended(fork.worker.fd + 1)
+    fd = fork.worker.fd
+    fork.worker.signal(signal.SIGKILL)
+    assert [number for number, _ in fork.epoll.poll(PATIENCE)] == [fd]
+    assert fork.reserve.has_ended(fd)
+    assert not fork.reserve.wanted(0.0), "not at once"
+    assert fork.reserve.wanted(1e9)
+
+
+def test_what_was_not_written_down_cannot_be_followed(fork: Fork) -> None:
+    fork.fork()
+    fork.state.survival.want_checkpoint()
+    assert not fork.reserve.wanted(1e9)
+    assert fork.reserve.turn(fork.state.sequence) is None
+
+
+def test_whoever_has_changed_much_is_replaced_when_there_is_time(fork: Fork) -> None:
+    fork.fork()
+    fork.state.write("large", bytes(2048))
+    while fork.state.survival.place.total <= RENEW_BYTES:
+        fork.state.write("large", bytes(2048))
+    fork.reserve.look_after(resting=False)
+    assert fork.worker.pid
+    fork.reserve.look_after(resting=True)
+    assert not fork.worker.pid
+    assert fork.reserve.wanted(1e9)
+
+
+def test_a_damage_is_not_served_from(fork: Fork) -> None:
+    fork.fork()
+    fork.state.write("a")
+    ledger = fork.state.survival._ledger
+    ledger._memory[ledger.end - 8] ^= 0xFF
+    assert "damaged" in fork.turn()["fails"]
+
+
+def test_a_connection_that_was_not_handed_over_is_not_served_without(fork: Fork) -> None:
+    fork.fork()
+    fork.open()
+    fork.reserve._newcomers.clear()
+    assert "missing" in fork.turn()["fails"]
+
+
+def test_a_turn_too_long_for_a_message_has_everything_looked_at() -> None:
+    long = Turn(0, (1, 64), b"", 1, list(range(10**5, 2 * 10**5)), [], {}, "text")
+    assert len(long.packed()) < standby.TURN_MAX
+    short = long._replace(begun=[1])
+    assert short.packed() != long.packed()
+
+
+def test_there_is_nobody_without_anything_written_down(fork: Fork) -> None:
+    assert not Reserve(fork.box, None, fork.epoll).wanted(1e9)
+
+
+@examples(50)
+@given(st.lists(st.lists(st.binary(max_size=300), max_size=20), max_size=6), st.booleans())
+def test_a_reader_finds_what_is_added_and_only_that(
+    tmp_path_factory: pytest.TempPathFactory, batches: list[list[bytes]], large: bool
+) -> None:
+    path = str(tmp_path_factory.mktemp("ledger") / "one")
+    ledger = Ledger(path)
+    ledger.add(b"before")
+    reader = Reader(path, ledger.end)
+    for number, batch in enumerate(batches):
+        end = ledger.end
+        for entry in batch:
+            ledger.add(entry)
+        if large:
+            ledger.add(bytes(700_000))
+        if number % 2:
+            assert list(reader.new(end)) == []
+        assert list(reader.new()) == batch + [bytes(700_000)] * large
+    with pytest.raises(LedgerError):
+        list(reader.new(ledger.end + 8))
+    ledger.close()
+    reader.close()
