@@ -132,6 +132,17 @@ class PendingOutput:
             gone.append(chunk)
         return gone
 
+    def begin_at(self, position: int) -> None:
+        """Forgets what is before that stream position, however long ago it has moved; everything if nothing is there."""
+        while self.chunks:
+            chunk = self.chunks.popleft()
+            moved = (position - chunk.position) & M32
+            if moved < len(chunk.data):
+                self.chunks.appendleft(chunk._replace(position=position, data=chunk.data[moved:]))
+                self.size -= moved
+                return
+            self.size -= len(chunk.data)
+
     def expire(self, now: int) -> list[Chunk]:
         """Drops the chunks whose deadline has come; those behind move up.  What was dropped."""
         dropped = [chunk for chunk in self.chunks if 0 < chunk.deadline <= now]

@@ -393,6 +393,7 @@ class Keeper:
             [c.id for c in begun] if begun is not None else None,
             list(self._restarts.poison()),
             self._restarts.penalties(),
+            {c.id: c.pending.chunks[0].position for c in self._applier.waiting if c.pending.chunks},
             self._restarts.report(),
         ).packed()
 

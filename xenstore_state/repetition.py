@@ -92,6 +92,11 @@ class Repetition:
         known.restarts = self._counts, self._lines, self._consequences
         return known
 
+    @property
+    def waiting(self) -> list[Connection]:
+        """Connections that may have pending output, whatever has moved on since."""
+        return self._applier.waiting
+
     def do(self, packed: bytes) -> tuple[Any, ...]:
         """Does one entry again: its kind, and what else is in it.  Raises `Incomplete`, or one of `FAILURES`."""
         entry: tuple[Any, ...] = msgpack.unpackb(packed, use_list=False, strict_map_key=False)

@@ -66,6 +66,8 @@ class Turn(NamedTuple):
     """Connection ids; see `Inheritance`, as for the rest."""
     poison: list[tuple[int, int]]
     penalties: dict[int, float]
+    pending: dict[int, int]
+    """Where the pending output begins of connections that have any, by id: what went before is not in the ledger."""
     history: str
 
     def packed(self) -> bytes:
@@ -154,6 +156,14 @@ class Follower:
 
     def _begin(self, turn: Turn) -> Inheritance:
         self._reader.close()
+        connections = self._given.store.items.connections
+        for connection in self._repetition.waiting:
+            position = turn.pending.get(connection.id)
+            if position is not None:
+                connection.pending.begin_at(position)
+            else:
+                connection.pending.chunks.clear()
+                connection.pending.size = 0
         for _ in range(turn.newcomers):
             taken = self._given.handover.take()
             if taken is None:
@@ -161,7 +171,6 @@ class Follower:
             self._open.add(taken[2])
         if self._open != set(self._sockets):
             raise Incomplete(f"descriptors {self._open ^ set(self._sockets)} are those of no connection, or missing")
-        connections = self._given.store.items.connections
         return replace(
             self._given,
             begun=[connections.find(number) for number in turn.begun] if turn.begun is not None else None,

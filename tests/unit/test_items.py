@@ -123,6 +123,30 @@ def test_trimming_beyond_the_end_leaves_nothing() -> None:
     assert (list(pending.chunks), pending.size, pending.end) == ([], 0, None)
 
 
+@examples(200)
+@given(
+    st.one_of(st.just(0), st.integers(M32 - 40, M32), st.integers(0, M32)),
+    st.lists(st.binary(min_size=1, max_size=20), min_size=1, max_size=8),
+    st.integers(0, 200),
+)
+def test_what_another_has_trimmed_is_trimmed_too(start: int, chunks: list[bytes], moved: int) -> None:
+    pending, stream = PendingOutput(), b""
+    for chunk in chunks:
+        pending.append((start + len(stream)) & M32, chunk)
+        stream += chunk
+    pending.begin_at((start + moved) & M32)
+    assert b"".join(chunk.data for chunk in pending.chunks) == stream[moved:]
+    assert pending.size == len(stream[moved:])
+    assert pending.end == ((start + len(stream)) & M32 if stream[moved:] else None)
+
+
+def test_what_has_moved_gigabytes_ago_is_trimmed_too() -> None:
+    pending = PendingOutput()
+    pending.append(100, b"old")
+    pending.begin_at((100 + (1 << 31) + 7) & M32)
+    assert (list(pending.chunks), pending.size) == ([], 0)
+
+
 @pytest.mark.parametrize("position", [99, 101, 105, 107, 0])
 def test_output_out_of_order_is_refused(position: int) -> None:
     pending = PendingOutput()

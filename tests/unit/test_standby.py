@@ -80,7 +80,7 @@ class Fork:
         assert ready is not None
         worker, newcomers = ready
         place = self.state.survival.place
-        told = {"begun": [], "poison": [], "penalties": {}, "history": ""} | more
+        told = {"begun": [], "poison": [], "penalties": {}, "pending": {}, "history": ""} | more
         worker.line.tell(Turn(newcomers, (place.number, place.end), b"", self.state.sequence, **told).packed())
         return self.said()
 
@@ -128,6 +128,7 @@ class Fork:
                 "sockets": {fd: c.id for fd, c in turn.sockets.items()},
                 "open": sorted(fd for fd in turn.sockets if is_open(fd)),
                 "begun": [c.id for c in turn.begun] if turn.begun is not None else None,
+                "pending": {c.id: list(c.pending.chunks) for c in turn.store.items.connections if c.pending.size},
                 "rest": (turn.sequence, turn.poison, turn.penalties, turn.history, turn.stand_by),
             }
         except (Incomplete, *FAILURES) as e:
@@ -195,6 +196,19 @@ def test_what_has_happened_since_is_done_again(fork: Fork) -> None:
     same(said, fork)
     assert said["begun"] == [stays.id, newcomer.id]
     assert said["rest"] == (fork.state.sequence, frozenset({(stays.id, 7)}), {newcomer.id: 1.5}, "so far", None)
+
+
+def test_output_waits_from_where_state_says_that_it_does(fork: Fork) -> None:
+    """What moves on after the last record about it stands in no ledger."""
+    moves, waits = fork.open(), fork.open()
+    fork.fork()
+    for connection, name in ((moves, "a"), (waits, "b")):
+        fork.state.do(effects.WRITE, 0, f"/{name}".encode(), b"", outputs=((connection.id, 0, b"event", True, 0),))
+    moves.pending.trim(5)
+    waits.pending.trim(2)
+    said = fork.turn(pending={waits.id: 2})
+    same(said, fork)
+    assert said["pending"] == {waits.id: list(waits.pending.chunks)}
 
 
 def test_a_number_means_another_connection_now(fork: Fork) -> None:
@@ -321,7 +335,7 @@ def test_a_connection_that_was_not_handed_over_is_not_served_without(fork: Fork)
 
 
 def test_a_turn_too_long_for_a_message_has_everything_looked_at() -> None:
-    long = Turn(0, (1, 64), b"", 1, list(range(10**5, 2 * 10**5)), [], {}, "text")
+    long = Turn(0, (1, 64), b"", 1, list(range(10**5, 2 * 10**5)), [], {}, {}, "text")
     assert len(long.packed()) < standby.TURN_MAX
     short = long._replace(begun=[1])
     assert short.packed() != long.packed()

@@ -23,7 +23,8 @@ class State:
     def __init__(self, directory: Path) -> None:
         self.directory = str(directory)
         self.store = Store()
-        self.applier = Applier(self.store, lambda connection: 0)
+        self.applier = Applier(self.store, lambda connection: self.made.setdefault(connection.id, 0))
+        self.made: dict[int, int] = {}
         self.sequence = 0
         ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.survival = Survival(self.directory, FdStore(ours), complete=False)
@@ -48,11 +49,12 @@ class State:
         generation = self.store.tree.generation + (kind in effects.CHANGES_TREE)
         return encode((1, 0, kind, arguments, "", generation, outputs))
 
-    def do(self, kind: int, *arguments: object) -> None:
-        body = self.record(kind, *arguments)
+    def do(self, kind: int, *arguments: object, outputs: tuple[object, ...] = ()) -> None:
+        body = self.record(kind, *arguments, outputs=outputs)
         self.applier.apply(body)
         self.sequence += 1
-        self.survival.record(self.sequence, body, {})
+        self.survival.record(self.sequence, body, self.made)
+        self.made = {}
 
     def write(self, name: str, value: bytes = b"v") -> None:
         self.do(effects.WRITE, 0, f"/{name}".encode(), value)
