@@ -69,7 +69,7 @@ def test_nobody_is_lost_for_want_of_descriptors(start: Start) -> None:
             request = waiting.send(Op.GET_DOMAIN_PATH, b"7\0")
             for number in range(50):
                 first.write("/a", b"%d" % number)
-            assert wait_until(lambda: "descriptor" in daemon.output().lower())
+            assert wait_until(lambda: "out of descriptors" in daemon.output())
         with waiting:
             assert waiting.reply(request, PATIENT).payload == b"/local/domain/7\0"
         assert first.read("/a") == b"49"
