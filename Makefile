@@ -26,6 +26,7 @@ STAMP := $(VENV)/.tools
 PLOTS := $(VENV)/.plots
 FUZZING := $(VENV)/.fuzz
 COMPILED := .venv-compiled
+HELPERS := recovery_box/_lanes.c recovery_box/_journal.c recovery_box/_remnant.c
 COMPILED_STAMP := $(COMPILED)/.stamp
 SOURCES := $(wildcard protocol/*.py recovery_box/*.py xenstore_state/*.py xenstore_logic/*.py xenstored/*.py)
 
@@ -39,7 +40,7 @@ endif
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # What the daemon itself needs: a newcomer need not wait for the rest.
-$(RUNNABLE): pyproject.toml setup.py constraints.txt recovery_box/_lanes.c recovery_box/_journal.c
+$(RUNNABLE): pyproject.toml setup.py constraints.txt $(HELPERS)
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PY) $(PIP_INSTALL) -e .
 	touch $@
@@ -56,7 +57,7 @@ $(PLOTS): $(STAMP)
 	touch $@
 
 # The daemon as it is fastest: hot modules compiled by mypyc.  Only what is measured and what is installed on a host needs it.
-$(COMPILED_STAMP): pyproject.toml setup.py constraints.txt recovery_box/_lanes.c recovery_box/_journal.c $(SOURCES)
+$(COMPILED_STAMP): pyproject.toml setup.py constraints.txt $(HELPERS) $(SOURCES)
 	test -d $(COMPILED) || $(PYTHON) -m venv $(COMPILED)
 	$(COMPILED)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel mypy trio msgpack
 	rm -rf build

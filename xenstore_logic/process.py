@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import trio
 
+from recovery_box import remnant
 from recovery_box.items import Connection
 from recovery_box.line import Line
 from xenstore_logic.control import apply_trace_settings
@@ -122,6 +123,7 @@ def _be_called(name: bytes) -> None:
 def _settle_in() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     _be_called(NAME_BEFORE)
+    remnant.make()
     try:
         fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
         os.write(fd, b"%d" % OOM_SCORE)

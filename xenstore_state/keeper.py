@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from protocol.ring import ERROR_COMM
-from recovery_box import custody
+from recovery_box import custody, remnant
 from recovery_box.box import W_ACTIVE, W_ASLEEP, W_BEAT, Box
 from recovery_box.items import Connection, ItemError
 from recovery_box.journal import Consumer, JournalCorrupt
@@ -160,6 +160,7 @@ class Keeper:
     def run(self, ready: Callable[[], None]) -> None:
         """Serves until SIGTERM or SIGINT; calls `ready` once clients can connect."""
         gc.disable()  # the tree has no cycles, and walking it would cost more than everything else
+        remnant.expect()
         self._take_signals()
         self._reception.open()
         for fd in (self._bell, self._signals_read.fileno()):
@@ -228,6 +229,7 @@ class Keeper:
 
     def _try_again(self) -> None:
         """Nothing happens: what has failed may succeed now."""
+        self._reap_remnants()
         if not self._reception.accepting:
             self._reception.resume()
         if self._registrar is not None and self._registrar.unscanned:
@@ -397,6 +399,10 @@ class Keeper:
             self._restarts.report(),
         ).packed()
 
+    def _reap_remnants(self) -> None:
+        known = (self._logic.pid, self._reserve.pid, self._survival.child if self._survival is not None else 0)
+        remnant.reap(frozenset(known))
+
     def _begun(self) -> list[Connection] | None:
         """Connections at which a new Logic has something to finish."""
         unfinished = self._reception.unfinished()
@@ -489,6 +495,7 @@ class Keeper:
             if self._survival is not None:
                 self._survival.noted(line)
             log.log(logging.INFO if death.kind == "planned" else logging.WARNING, "%s", text + after)
+        self._reap_remnants()
         self._tell_all()
 
     def _count(self, death: Death, lived: float) -> float:

@@ -197,6 +197,11 @@ class Reserve:
         self._due = 0.0
         self._wait = AGAIN_SECONDS
 
+    @property
+    def pid(self) -> int:
+        """Of whoever stands by; 0 if nobody does."""
+        return self._worker.pid if self._worker is not None else 0
+
     def wanted(self, now: float) -> bool:
         """Whether another one is to be forked now (seconds of the monotonic clock)."""
         return (

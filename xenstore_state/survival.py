@@ -139,6 +139,11 @@ class Survival:
         return Place(self._directory, self._number, self._ledger.end, self._before + self._ledger.end)
 
     @property
+    def child(self) -> int:
+        """Pid of whoever writes a checkpoint; 0 if nobody does."""
+        return self._child
+
+    @property
     def can_be_followed(self) -> bool:
         """Whether all that happens is written down, so that whoever repeats it gets to the same."""
         return not (self._given_up or self._wanted)

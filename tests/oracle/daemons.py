@@ -268,9 +268,10 @@ class OurDaemon(Daemon):
                 time.sleep(0.01)
 
     def pids(self) -> list[int]:
-        """State, Logic, then whatever else they have forked."""
+        """State, Logic, then whatever else they have forked; not what is left of a Logic, or will be: it is no other memory."""
         state, logic = self.pid, self.logic_pid()
-        return [state, logic, *(pid for pid in session_members(state) if pid not in (state, logic))]
+        others = (pid for pid in session_members(state) if pid not in (state, logic))
+        return [state, logic, *(pid for pid in others if _name(pid) != "xenstore-rest")]
 
     def lasting_pids(self) -> list[int]:
         return [self.pid] if RESTART_POLICY else super().lasting_pids()

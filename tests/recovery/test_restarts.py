@@ -191,8 +191,8 @@ def test_nothing_grows_with_restarts() -> None:
             client.write("/a", b"%d" % done)
         assert descriptors(daemon.pid) <= before[0] + 1
         assert anonymous_bytes([daemon.pid]) < before[1] + 2 * MIB
-        assert zombies(daemon.pid) <= 1, "one may have died this moment"
-        assert len(daemon.pids()) <= 4, "State, the guardian, a Logic, and one that is just dying"
+        assert zombies(daemon.pid) <= 2, "one may have died this moment, and what was left of the one before"
+        assert len(daemon.pids()) <= 5, "State, the guardian, a Logic, one that stands by, and one that is just dying"
 
 
 def zombies(session: int) -> int:
