@@ -20,33 +20,27 @@
 #define NICE 19 /* whoever comes next has work to do */
 
 static char stack[16384] __attribute__((aligned(16)));
-static char name[16];
 
 /* It shares the maker's memory, errno included: no call here may fail, or return early. */
 static int remain(void *maker)
 {
     syscall(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
-    syscall(SYS_prctl, PR_SET_NAME, name, 0, 0, 0);
     syscall(SYS_setpriority, PRIO_PROCESS, 0, NICE);
     while (syscall(SYS_getppid) == (long)maker)
         syscall(SYS_ppoll, NULL, 0, NULL, NULL, 0);
     return 0;
 }
 
-static PyObject *make(PyObject *self, PyObject *argument)
+static PyObject *make(PyObject *self, PyObject *nothing)
 {
     static int made; /* there is one stack */
-    const char *called = PyUnicode_AsUTF8(argument);
     sigset_t all, before;
     int pid, problem;
 
-    if (!called)
-        return NULL;
     if (made) {
         PyErr_SetString(PyExc_RuntimeError, "there is a remnant already");
         return NULL;
     }
-    PyOS_snprintf(name, sizeof(name), "%s", called);
     sigfillset(&all);
     sigprocmask(SIG_SETMASK, &all, &before); /* the remnant begins with what is blocked here */
     pid = clone(remain, stack + sizeof(stack), CLONE_VM | CLONE_FILES, (void *)(long)getpid());
@@ -61,7 +55,7 @@ static PyObject *make(PyObject *self, PyObject *argument)
 }
 
 static PyMethodDef functions[] = {
-    {"make", make, METH_O, "Makes a remnant of this process, called so; its pid. Raises OSError."},
+    {"make", make, METH_NOARGS, "Makes a remnant of this process, once; its pid. Raises OSError."},
     {NULL, NULL, 0, NULL},
 };
 

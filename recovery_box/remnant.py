@@ -17,25 +17,29 @@ except ImportError:  # no compiler was there
 
 log = logging.getLogger(__name__)
 
-NAME: Final = "xenstore-rest"
+NAME: Final = b"xenstore-rest"
 """What it is called."""
+_PR_SET_NAME: Final = 15
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_libc: Final = ctypes.CDLL(None)
 
 
-def make() -> int:
-    """Makes the remnant of this process, once; its pid, 0 if there is none."""
-    if _remnant is None:
-        return 0
-    try:
-        return _remnant.make(NAME)
-    except OSError as e:
-        log.debug("there is no remnant: %s", e)
-        return 0
+def make(name: bytes) -> int:
+    """Makes the remnant of this process, once, which is called `name` from then on; its pid, 0 if there is none."""
+    pid = 0
+    if _remnant is not None:
+        _libc.prctl(_PR_SET_NAME, NAME, 0, 0, 0)  # which the remnant inherits, so that it never goes by another
+        try:
+            pid = _remnant.make()
+        except OSError as e:
+            log.debug("there is no remnant: %s", e)
+    _libc.prctl(_PR_SET_NAME, name, 0, 0, 0)
+    return pid
 
 
 def expect() -> None:
     """From now on remnants of this process's children are its own to reap."""
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def reap(others: frozenset[int]) -> int:

@@ -40,7 +40,7 @@ OOM_SCORE: Final = 200
 """How much rather than others the kernel should kill Logic when memory runs out: it comes back, State does not."""
 NAME: Final = b"xenstore-logic"
 NAME_BEFORE: Final = b"xenstore-next"
-"""What a process is called until its turn comes."""
+"""What one is called that stands by."""
 _libc: Final = ctypes.CDLL(None)
 
 
@@ -49,7 +49,7 @@ def run_logic(inheritance: Inheritance) -> int:
 
     One that stands by comes as far as it can without touching a connection, and waits there for its turn.
     """
-    _settle_in()
+    _settle_in(NAME if inheritance.stand_by is None else NAME_BEFORE)
     if inheritance.hypervisor is not None:
         inheritance.hypervisor.in_logic()
     guest = Guest()
@@ -58,7 +58,7 @@ def run_logic(inheritance: Inheritance) -> int:
         if given is None:
             return Planned.STOP
         inheritance = given
-    _be_called(NAME)
+        _be_called(NAME)
     signal.signal(signal.SIGUSR2, lambda *_: _write_down_and_end(inheritance))
     host = None
     if inheritance.hypervisor is not None:
@@ -120,10 +120,9 @@ def _be_called(name: bytes) -> None:
     _libc.prctl(_PR_SET_NAME, name, 0, 0, 0)
 
 
-def _settle_in() -> None:
+def _settle_in(name: bytes) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    _be_called(NAME_BEFORE)
-    remnant.make()
+    remnant.make(name)
     try:
         fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
         os.write(fd, b"%d" % OOM_SCORE)
