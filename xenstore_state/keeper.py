@@ -57,7 +57,7 @@ NO_MEMORY: Final = 20
 """Exit status of a Logic that could get no more; none of `Planned`."""
 DUMP_SECONDS: Final = 3.0
 """How long a Logic may take to write down the tree it had, when that was not State's."""
-SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1})
+SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD})
 """What State listens to.  Whoever starts it may block them until it does."""
 
 
@@ -229,7 +229,6 @@ class Keeper:
 
     def _try_again(self) -> None:
         """Nothing happens: what has failed may succeed now."""
-        self._reap_remnants()
         if not self._reception.accepting:
             self._reception.resume()
         if self._registrar is not None and self._registrar.unscanned:
@@ -240,6 +239,8 @@ class Keeper:
             self.reopen_logs()
             self._reserve.dismiss()  # it would go on with the old ones
             self._logic.signal(signal.SIGHUP)
+        if signal.SIGCHLD in numbers:
+            self._reap_remnants()
         if signal.SIGUSR1 in numbers:
             self._logic.signal(signal.SIGUSR1)
         if signal.SIGTERM in numbers or signal.SIGINT in numbers:
@@ -368,6 +369,7 @@ class Keeper:
         worker = self._fork(
             self._reception.sockets.peek(), lambda given: Follower(given, known, place), self._logic_epoll
         )
+        custody.reserve_low_numbers(self._first_number)
         self._reserve.begin(worker, place, self._consumer.sequence, time.monotonic())
 
     def _is_alone(self) -> bool:
@@ -495,7 +497,6 @@ class Keeper:
             if self._survival is not None:
                 self._survival.noted(line)
             log.log(logging.INFO if death.kind == "planned" else logging.WARNING, "%s", text + after)
-        self._reap_remnants()
         self._tell_all()
 
     def _count(self, death: Death, lived: float) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -52,6 +53,19 @@ def becomes_idle(pids: Iterable[int], patience: float = 30.0) -> bool:
         if time.monotonic() > deadline:
             return False
     return True
+
+
+STANDS_BY = 4
+"""Descriptors that State has for whoever stands by, if somebody does."""
+
+
+def descriptors(pid: int) -> int:
+    """How many a process has open; numbers that are only kept occupied, by /dev/null, do not count."""
+    count = 0
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(FileNotFoundError):
+            count += os.readlink(f"/proc/{pid}/fd/{name}") != os.devnull
+    return count
 
 
 def highest_descriptor(pids: Iterable[int]) -> int:

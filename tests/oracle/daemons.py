@@ -271,7 +271,7 @@ class OurDaemon(Daemon):
         """State, Logic, then whatever else they have forked; not what is left of a Logic, or will be: it is no other memory."""
         state, logic = self.pid, self.logic_pid()
         others = (pid for pid in session_members(state) if pid not in (state, logic))
-        return [state, logic, *(pid for pid in others if _name(pid) != "xenstore-rest")]
+        return [state, logic, *(pid for pid in others if name_of(pid) != "xenstore-rest")]
 
     def lasting_pids(self) -> list[int]:
         return [self.pid] if RESTART_POLICY else super().lasting_pids()
@@ -279,8 +279,8 @@ class OurDaemon(Daemon):
     def counted_pids(self) -> list[int]:
         """State, Logic, the guardian, and whoever stands by; not whoever writes a checkpoint, and is gone then."""
         state, logic, *others = self.pids()
-        stays = [pid for pid in others if _name(pid) == "xenstore-guard"]
-        return [state, logic, *stays, *(-pid for pid in others if _name(pid) == "xenstore-next")]
+        stays = [pid for pid in others if name_of(pid) == "xenstore-guard"]
+        return [state, logic, *stays, *(-pid for pid in others if name_of(pid) == "xenstore-next")]
 
     def serving_pid(self) -> int:
         return self.logic_pid()
@@ -355,7 +355,8 @@ class OXenstored(_Shimmed):
         return [*super().command(), *options]
 
 
-def _name(pid: int) -> str:
+def name_of(pid: int) -> str:
+    """What a process is called; nothing if it is gone."""
     try:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except (FileNotFoundError, ProcessLookupError):

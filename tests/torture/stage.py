@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections import Counter
@@ -12,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from tests.conformance.processes import anonymous_bytes
+from tests.conformance.processes import anonymous_bytes, descriptors
 from tests.conformance.wire import Client, Closed, Op, WireError, strings
 from tests.oracle.daemons import OurDaemon, session_members
 from tests.recovery.clients_process import ClientsProcess
@@ -99,7 +98,7 @@ class Size:
     def __init__(self, pid: int) -> None:
         self.resident = anonymous_bytes([pid]) >> 10
         """KiB of its own; what it shares in files is not counted."""
-        self.descriptors = len(os.listdir(f"/proc/{pid}/fd"))
+        self.descriptors = descriptors(pid)
 
 
 @contextmanager

@@ -190,7 +190,7 @@ def test_the_daemon_has_let_go_of_terminal_session_and_directory(service: Servic
 
 def test_clients_of_a_daemon_in_the_background_get_the_numbers_that_are_meant_for_them(service: Service) -> None:
     """Those below are Logic's own: a connection under one of them would get what is written to a file."""
-    pid = service.daemon()
+    pid = service.daemon("--no-standby")
     before = set(os.listdir(f"/proc/{pid}/fd"))
     clients = [socket.socket(socket.AF_UNIX) for _ in range(3)]
     for client in clients:
