@@ -217,7 +217,8 @@ class Keeper:
                 except BlockingIOError:
                     pass
             elif fd == self._logic.fd:
-                self._bury()
+                if self._logic.ended(0):  # not one before it, whose number it has
+                    self._bury()
             elif fd == self._signals_read.fileno():
                 self._on_signals(self._signals_read.recv(64))
             elif fd == self._logic.line.question_fd:
@@ -229,6 +230,7 @@ class Keeper:
 
     def _try_again(self) -> None:
         """Nothing happens: what has failed may succeed now."""
+        self._reap_remnants()
         if not self._reception.accepting:
             self._reception.resume()
         if self._registrar is not None and self._registrar.unscanned:
@@ -497,6 +499,7 @@ class Keeper:
             if self._survival is not None:
                 self._survival.noted(line)
             log.log(logging.INFO if death.kind == "planned" else logging.WARNING, "%s", text + after)
+        self._reap_remnants()
         self._tell_all()
 
     def _count(self, death: Death, lived: float) -> float:

@@ -278,7 +278,7 @@ class Reserve:
 
     def has_ended(self, fd: int) -> bool:
         """Whether `fd` says that whoever stood by has ended, which is looked after then."""
-        if self._worker is None or fd != self._worker.fd:
+        if self._worker is None or fd != self._worker.fd or not self._worker.ended(0):
             return False
         log.warning("the Logic that stood by has ended; another one will be forked")
         self.dismiss()

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from recovery_box.fdstore import FdStore
-from tests.unit.test_recovered import PATIENCE, State, back, tree
+from tests.unit.test_recovered import back, tree
+from tests.unit.written import PATIENCE, State
 from xenstore_state import survival
 from xenstore_state.divergence import dump_aside
 from xenstore_state.store import Store
