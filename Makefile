@@ -120,7 +120,8 @@ fuzz: $(FUZZING)
 coverage: $(FUZZING)
 	$(PY) -m coverage erase
 	XOARSTORE_EXAMPLES=0.2 $(PY) -m coverage run -m pytest -q tests $(UNCOVERED)
-	$(PY) -m coverage combine -q 2> $(VENV)/combined.log  # which tells of data that somebody was killed over
+	$(PY) -m coverage combine -q 2> $(VENV)/combined.log
+	rm -f .coverage.*  # what was left: the writing of it was killed
 	$(PY) -m coverage report
 	for package in $(COVERED); do $(PY) -m coverage report --include="$$package/*" --fail-under=95 > $(VENV)/covered.log; status=$$?; \
 		echo "$$package" $$(grep TOTAL $(VENV)/covered.log); [ $$status = 0 ] || exit 1; done

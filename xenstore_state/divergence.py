@@ -6,7 +6,7 @@ written a little later: what differs there with a generation that State has not 
 
 import logging
 import os
-from typing import Final
+from typing import Final, NoReturn
 
 from xenstore_state.tree import Node, Parts, Tree
 
@@ -35,9 +35,13 @@ def dump(tree: Tree, path: str) -> None:
 def dump_aside(tree: Tree, path: str) -> None:
     """The same by a process of its own, for which nobody waits and which leaves no zombie."""
     child = os.fork()
-    if child:
-        os.waitpid(child, 0)
-        return
+    if not child:
+        _dump_in_child(tree, path)
+    os.waitpid(child, 0)
+
+
+def _dump_in_child(tree: Tree, path: str) -> NoReturn:
+    """Leaves it to a child of its own, and ends at once."""
     try:
         if not os.fork():
             dump(tree, path)
