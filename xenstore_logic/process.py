@@ -54,7 +54,8 @@ def run_logic(inheritance: Inheritance) -> int:
         inheritance.hypervisor.in_logic()
     guest = Guest()
     if inheritance.stand_by is not None:
-        given = guest.wait(inheritance.stand_by(inheritance))
+        alone = bool(Policy.of(inheritance.store.items.settings).alone)
+        given = guest.wait(inheritance.stand_by(inheritance), alone=alone)
         if given is None:
             return Planned.STOP
         inheritance = given
@@ -153,9 +154,13 @@ class Guest:
                 restrict_keyboard_interrupt_to_checkpoints=True,
             )
 
-    def wait(self, stand_by: StandBy) -> Inheritance | None:
-        """Begins trio, and stands by; what to serve with, or None if it was told to end before its turn came."""
-        self._begin()
+    def wait(self, stand_by: StandBy, *, alone: bool) -> Inheritance | None:
+        """Stands by; what to serve with, or None if it was told to end before its turn came.
+
+        Trio has begun by then, unless nobody will live long enough for it.
+        """
+        if not alone:
+            self._begin()
         waiting = select.poll()
         waiting.register(self._bell, select.POLLIN)
         waiting.register(stand_by, select.POLLIN)

@@ -316,7 +316,7 @@ class Keeper:
         self._epoll.register(self._logic.line.telling_fd, 0)
         self._epoll.register(self._logic.fd, select.EPOLLIN)
         self._pulse.begin(time.monotonic())
-        self._reserve.after(self._started)
+        self._reserve.after(self._started, at_once=bool(Policy.of(self.store.items.settings).alone))
         self._write_pid()
 
     def _fork(
@@ -379,8 +379,6 @@ class Keeper:
 
         It has no processor to follow on, or Logic does not live longer than it takes to fork another one.
         """
-        if Policy.of(self.store.items.settings).alone:
-            return True
         try:
             mine, logics = os.sched_getaffinity(0), os.sched_getaffinity(self._logic.pid)
         except ProcessLookupError:

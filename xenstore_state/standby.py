@@ -208,9 +208,9 @@ class Reserve:
             self._worker is None and self._survival is not None and now >= self._due and self._survival.can_be_followed
         )
 
-    def after(self, began: float) -> None:
-        """A Logic begins to serve: the next one is forked a moment later."""
-        self._due = began + SETTLED_SECONDS
+    def after(self, began: float, *, at_once: bool) -> None:
+        """A Logic begins to serve: the next one is forked a moment later, or at once if this one's life is short."""
+        self._due = began if at_once else began + SETTLED_SECONDS
 
     def begin(self, worker: Worker, place: Place, sequence: int, now: float) -> None:
         """Somebody stands by from now on, who was forked when State had written so far, and applied so many records."""
