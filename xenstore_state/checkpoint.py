@@ -197,14 +197,16 @@ def _restore_tree(tree: Tree, parts: Any) -> None:
     tree.set_acl(tree.root, acl, generation, ())
     tree.set_value(tree.root, value, generation)
     trail: list[tuple[Node, Parts]] = [(tree.root, ())]
+    shared: dict[bytes, bytes] = {}  # as `names_of` does
     for depth, name, value, acl, generation, birth in parts["nodes"][1:]:
         del trail[depth:]
         parent, above = trail[-1]
         before = parent.generation
-        node = tree.add_child(parent, value, acl, birth, (*above, name))
+        there = (*above, shared.setdefault(name, name))
+        node = tree.add_child(parent, value, acl, birth, there)
         parent.generation = before
         node.generation = generation
-        trail.append((node, (*above, name)))
+        trail.append((node, there))
     for name, value, acl, generation in parts["specials"]:
         special = tree.specials[name]
         tree.set_acl(special, acl, generation, (b"", name))

@@ -66,6 +66,9 @@ CACHED_PATH_MAX: Final = 128
 _NAMES_MAX: Final = 16384
 _names_by_path: Final[dict[bytes, Parts]] = {}
 """Of paths that were asked for lately.  Emptied when it is full: what is in use is soon there again."""
+_SHARED_MAX: Final = 4096
+_shared: Final[dict[bytes, bytes]] = {}
+"""Names that were met lately, each as the object that all nodes of this name share: a large store has few different ones."""
 
 
 def names_of(path: bytes) -> Parts:
@@ -76,6 +79,9 @@ def names_of(path: bytes) -> Parts:
     check_path(path)
     names = components(path) if path[:1] == b"/" else (*SPECIAL, path)
     if len(path) <= CACHED_PATH_MAX:
+        if len(_shared) >= _SHARED_MAX:
+            _shared.clear()
+        names = tuple([_shared.setdefault(name, name) for name in names])
         if len(_names_by_path) >= _NAMES_MAX:
             _names_by_path.clear()
         _names_by_path[path] = names

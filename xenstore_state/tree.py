@@ -18,11 +18,21 @@ changed since the last one.  Two copies to which the same was done in the same o
 permission list that differs shows.
 """
 
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Final, TypeVar
 from zlib import crc32
 
 from msgpack import packb
+
+try:
+    from mypy_extensions import mypyc_attr
+except ImportError:  # it is there where this is compiled, and says nothing to anybody else
+    _T = TypeVar("_T")
+
+    def mypyc_attr(*attrs: str, **kwattrs: object) -> Callable[[_T], _T]:
+        """Nothing."""
+        return lambda it: it
+
 
 from xenstore_state.access import IGNORED, Acl, names
 from xenstore_state.quotas import NODE_ENTRY, NODE_HEADER
@@ -43,6 +53,7 @@ Fields = tuple[bytes, Acl, int]
 _FIELDS: Final = None
 
 
+@mypyc_attr(acyclic=True)
 class Node:
     """One node.  `birth` is the generation at which it was created: children are ordered by it."""
 

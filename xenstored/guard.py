@@ -10,6 +10,8 @@ a store.  So it imports nothing of this project.  `guardian` starts it.
     guard.py SOCKET LIFE PROGRAM ARGUMENT...
 """
 
+from __future__ import annotations
+
 import array
 import os
 import select
@@ -17,7 +19,10 @@ import signal
 import socket
 import sys
 import time
-from typing import Final, NoReturn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # at run time it would take another megabyte
+    from typing import Final, NoReturn
 
 GUARDIAN_VARIABLE: Final = "XOARSTORE_GUARDIAN"
 """For a State that is started again: State's end of the sockets, the pipe's end that State and its children hold (numbers),
