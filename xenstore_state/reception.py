@@ -43,6 +43,8 @@ class Reception:
         self._epoll = epoll
         self._first_number = first_number
         self._plenty = custody.plenty(first_number)
+        self._reserved = False
+        """Low numbers, since the last fork, which frees some: nothing else that State opens shall come to lie there."""
         self.newcomer: Callable[[Connection], None] = lambda connection: None
         """Told of each connection that was accepted."""
         self._handover = handover
@@ -155,8 +157,9 @@ class Reception:
             self._box.ensure_slot(slot)
             if self._survival is not None:
                 self._survival.prepare()
-            if len(self._store.items.connections) >= self._plenty:
+            if not self._reserved or len(self._store.items.connections) >= self._plenty:
                 custody.reserve_low_numbers(self._first_number)  # one may have become free; no other might be left
+                self._reserved = True
             fd = listener._accept()[0]  # type: ignore[attr-defined]  # the number is all that is wanted
         except BlockingIOError:
             return True
@@ -225,6 +228,7 @@ class Reception:
         """Another Logic, which lacks nobody so far, takes descriptors in this way."""
         self._queue.clear()
         self._blocked = False
+        self._reserved = False
         self._handover = handover
         self._epoll.register(handover.keeper_fd, 0)
 

@@ -160,24 +160,30 @@ class Applier:
         record = decode(body)
         if check is not None:
             check(record)
-        by = self.store.connection(record.connection)
+        acting, head, kind, arguments, _, _, outputs = record  # at once: a field by its name costs a look-up
+        by = self.store.connection(acting)
         if by is None:
-            raise BadRecord(f"connection {record.connection} is not there")
-        if any(type(a) in _SIZED and len(a) > ARGUMENT_MAX for a in record.arguments):
-            raise BadRecord(f"effect {record.kind} with an argument that no client can have sent")
-        self._check_outputs(record)
-        effect = EFFECTS.get(record.kind)
-        if effect is None or tuple(map(type, record.arguments)) != effect.arguments:
-            raise BadRecord(f"effect {record.kind} with {record.arguments!r:.200}")
-        if record.kind == EXPIRE:
-            self._trim(record.arguments[0])
+            raise BadRecord(f"connection {acting} is not there")
+        for argument in arguments:
+            if type(argument) in _SIZED and len(argument) > ARGUMENT_MAX:
+                raise BadRecord(f"effect {kind} with an argument that no client can have sent")
+        if outputs:
+            self._check_outputs(kind, outputs)
+        effect = EFFECTS.get(kind)
+        if effect is None or tuple(map(type, arguments)) != effect[0]:
+            raise BadRecord(f"effect {kind} with {arguments!r:.200}")
+        if kind == EXPIRE:
+            self._trim(arguments[0])
         self._perform(record, by, effect)
-        for to, position, data, pending, deadline in record.outputs:
-            connection = self.store.items.connections.get(to)
-            if pending and connection is not None:
-                wait(connection, (to, position, data, pending, deadline), (record.connection, record.head))
-                self._waiting[to] = connection
-        self.store.opened.clear()
+        for output in outputs:
+            if output[3]:
+                to = output[0]
+                connection = self.store.items.connections.get(to)
+                if connection is not None:
+                    wait(connection, output, (acting, head))
+                    self._waiting[to] = connection
+        if self.store.opened:
+            self.store.opened.clear()
         self.last = record
         return record
 
@@ -195,14 +201,15 @@ class Applier:
 
         (What else the effect did, to watches or transactions, is the acting connection's own, which is closed then.)
         """
+        _, _, kind, arguments, outcome, generation, _ = record
         tree = self.store.tree
-        if record.kind == WRITE and record.generation == tree.generation + 1 and self._changes_one_node(record):
+        if kind == WRITE and not outcome and generation == tree.generation + 1 and self._changes_one_node(arguments):
             self._perform_as_recorded(record, by, effect)  # nothing to undo: it happens as recorded or not at all
             return
-        isolated = in_transaction(record.kind, record.arguments)
-        if record.outcome and not isolated:
-            raise BadRecord(f"effect {record.kind} cannot fail")
-        if record.kind in {COMMIT, ROLLBACK} or (record.kind in CHANGES_TREE and not isolated):
+        isolated = in_transaction(kind, arguments)
+        if outcome and not isolated:
+            raise BadRecord(f"effect {kind} cannot fail")
+        if kind in {COMMIT, ROLLBACK} or (kind in CHANGES_TREE and not isolated):
             before = tree.savepoint()
             try:
                 self._perform_as_recorded(record, by, effect)
@@ -211,43 +218,43 @@ class Applier:
                 raise
             finally:
                 before.close()
-        elif record.kind in ENDS_DOMAIN:
+        elif kind in ENDS_DOMAIN:
             # The hypervisor or the privileged domain has said so, and State has checked that: it happens in any case.
             self._perform_as_recorded(record, by, effect)
-        elif record.generation != tree.generation:
-            raise BadRecord(f"generation {record.generation}, {tree.generation} here")
+        elif generation != tree.generation:
+            raise BadRecord(f"generation {generation}, {tree.generation} here")
         else:
             self._perform_as_recorded(record, by, effect)
 
-    def _changes_one_node(self, record: Record) -> bool:
+    def _changes_one_node(self, arguments: tuple[Any, ...]) -> bool:
         """Whether it is a WRITE outside transactions that sets the value of a node or makes one node."""
-        tx_id, path, _ = record.arguments
+        tx_id, path, _ = arguments
         try:
-            return not tx_id and not record.outcome and self.store.tree.find(names_of(path)[:-1]) is not None
+            return not tx_id and self.store.tree.find(names_of(path)[:-1]) is not None
         except StoreError as e:
             raise BadRecord(f"path {path!r:.200}: {e}") from None
 
     def _perform_as_recorded(self, record: Record, by: Connection, effect: Effect) -> None:
+        _, _, kind, arguments, recorded, generation, _ = record
         outcome = ""
         try:
-            effect.perform(self.store, by, *record.arguments)
+            effect[1](self.store, by, *arguments)
         except StoreError as refusal:
             outcome = refusal.name
             count_refusal(self.store, by, refusal)
         except Diverged:
             raise
         except Exception as e:  # whatever it is, it is no reason for State to die
-            raise BadRecord(f"effect {record.kind}: {e!r}") from None
-        if outcome != record.outcome:
-            raise BadRecord(f"effect {record.kind} ends in {outcome or 'success'}, not {record.outcome or 'success'}")
-        if record.generation != self.store.tree.generation:
-            raise BadRecord(f"generation {record.generation}, {self.store.tree.generation} here")
+            raise BadRecord(f"effect {kind}: {e!r}") from None
+        if outcome != recorded:
+            raise BadRecord(f"effect {kind} ends in {outcome or 'success'}, not {recorded or 'success'}")
+        if generation != self.store.tree.generation:
+            raise BadRecord(f"generation {generation}, {self.store.tree.generation} here")
 
-    def _check_outputs(self, record: Record) -> None:
-        outputs = record.outputs
+    def _check_outputs(self, kind: int, outputs: tuple[Placed, ...]) -> None:
         if len(outputs) > 1 and len({output[0] for output in outputs}) < len(outputs):
             raise BadRecord("two outputs for one connection")
-        if outputs and record.kind == CLOSE:
+        if kind == CLOSE:
             raise BadRecord("a closing with output")
         for number, position, data, pending, _ in outputs:
             to = self.store.items.connections.get(number)
