@@ -102,7 +102,7 @@ def curves_of(document: dict[str, Any]) -> Curves:
 
 
 def plot(record: Path, folder: Path) -> str:
-    """Draws all sheets as SVG; what was done, as a sentence."""
+    """Draws all sheets, each as SVG and PNG; what was done, as a sentence."""
     try:
         import matplotlib  # noqa: PLC0415 - an extra, and slow to import
     except ImportError:
@@ -112,11 +112,11 @@ def plot(record: Path, folder: Path) -> str:
     curves = curves_of(json.loads(record.read_text()))
     drawn = [sheet for sheet in SHEETS if any(panel.curve in curves for panel in sheet.panels)]
     for sheet in drawn:
-        _draw(sheet, curves, folder / f"{sheet.name}.svg")
-    return f"plots: {', '.join(f'{sheet.name}.svg' for sheet in drawn) or 'none, there are no curves'}"
+        _draw(sheet, curves, [folder / f"{sheet.name}.{kind}" for kind in ("svg", "png")])
+    return f"plots, as SVG and PNG: {', '.join(sheet.name for sheet in drawn) or 'none, there are no curves'}"
 
 
-def _draw(sheet: Sheet, curves: Curves, target: Path) -> None:
+def _draw(sheet: Sheet, curves: Curves, targets: Sequence[Path]) -> None:
     from matplotlib import pyplot  # noqa: PLC0415 - see above
 
     panels = [panel for panel in sheet.panels if panel.curve in curves]
@@ -138,7 +138,8 @@ def _draw(sheet: Sheet, curves: Curves, target: Path) -> None:
         axis.set_axis_off()
     spare[0].legend()
     figure.tight_layout()
-    figure.savefig(target, metadata={"Date": None})
+    for target in targets:
+        figure.savefig(target, metadata={"Date": None} if target.suffix == ".svg" else {"Software": None})
     pyplot.close(figure)
 
 
