@@ -325,7 +325,9 @@ COMMANDS: Final = {
     "quota-soft": Command(_quota_soft, "[set <name> <val>]"),
     "restart": Command(_restart, "[fast|slow]"),
     "restarts": Command(_restarts, ""),
-    "restart-policy": Command(_restart_policy, "[on-crash|every=<seconds>|after=<requests>|per-request]"),
+    "restart-policy": Command(
+        _restart_policy, "[on-crash|notify|every=<seconds>|after=<requests>|per-request[=guests]][,...]"
+    ),
     "snapshot": Command(_snapshot, "<name>"),
     "rollback": Command(_rollback, "<name>"),
     "snapshots": Command(_snapshots, ""),

@@ -62,6 +62,8 @@ _NO_EVENTS: Final = bytes(EVENTS_SIZE)
 # How far a ring's page has been made ready: `Lane.stage`.
 _RESET: Final = 1
 _IN_SERVICE: Final = 2
+_LOOK_AGAIN: Final = 3
+"""In service, and to be looked at although no event may come: whoever is Logic then."""
 
 
 class Rings:
@@ -81,13 +83,15 @@ class Rings:
         self._touched = self._words[W_RING]
         self._interrupted: list[Connection] = []
         """Rings in whose page the last Logic was writing when it died."""
+        self._again: list[Connection] = []
+        """Rings that the last Logic meant to look at again."""
         self.taken: list[int] = []
         """Ports of events that are being dealt with in this turn."""
         self.gate = Gate(loop.core, lambda: len(self._by_port) + len(self._sleeping))
         self._expiring: dict[Channel, int] = {}
         """Guests for whom events wait, with when the first of those is to be dropped."""
         self._kick_at: dict[Channel, float] = {}
-        """Rings to be looked at although no event came, with when."""
+        """Rings to be looked at although no event came, with when; their stage says so too."""
         self.kick: Callable[[Channel], object] = self.look_into
         """What is done about a ring that needs looking at."""
         self._news: deque[tuple[int, int, int]] = deque()
@@ -130,7 +134,7 @@ class Rings:
         else:
             page.words[FEATURES] = domain.features
         page.accept()
-        lane.stage = _IN_SERVICE
+        lane.stage = _LOOK_AGAIN
         lane.attach(page)
         self._loop.mark(channel)
         self._kick_at[channel] = 0
@@ -140,6 +144,8 @@ class Rings:
         self._sleeping[connection.port] = connection
         if connection.slot + 1 == self._touched or stage_of(self._box, connection.slot) < _IN_SERVICE:
             self._interrupted.append(connection)
+        elif stage_of(self._box, connection.slot) == _LOOK_AGAIN:
+            self._again.append(connection)
 
     def drop(self, by: Connection, channel: Channel | None) -> None:
         """A connection has ended."""
@@ -196,6 +202,10 @@ class Rings:
                 self.send(channel)  # first: its guest is told of what the dead Logic could not tell it of any more
                 self.kick(channel)
         self._interrupted.clear()
+        for connection in self._again:
+            if not connection.closed:
+                self.kick(self._loop.channel(connection))
+        self._again.clear()
         self._words[W_RING] = 0
         for domain in self._core.store.domains.known:
             if domain.error:
@@ -254,7 +264,7 @@ class Rings:
             if page is None:
                 self.fail(channel, ERROR_COMM, "it cannot be mapped")
                 return None
-            if lane.stage == _IN_SERVICE and channel.connection not in self._interrupted:
+            if lane.stage >= _IN_SERVICE and channel.connection not in self._interrupted:
                 try:
                     lane.compare(page)
                 except RingIndexError as e:
@@ -277,6 +287,8 @@ class Rings:
                 return True
             channel.waiting = True
             self._receive(channel)
+        elif lane.stage == _LOOK_AGAIN:
+            lane.stage = _IN_SERVICE
         self._loop.mark(channel)
         return False
 
@@ -294,11 +306,21 @@ class Rings:
 
     def _receive(self, channel: Channel) -> None:
         """Takes what stands in a ring that is mapped."""
-        assert channel.ring is not None
+        lane = channel.ring
+        assert lane is not None
         try:
-            channel.ring.receive()
+            lane.receive()
         except RingIndexError as e:
             self.fail(channel, ERROR_RING_INDEX, str(e))
+            return
+        if lane.stage == _LOOK_AGAIN:
+            lane.stage = _IN_SERVICE  # what was received stands in the region, for others too
+
+    def _look_later(self, channel: Channel, at: float = 0) -> None:
+        """A ring is to be looked at although no event may come."""
+        assert channel.ring is not None
+        channel.ring.stage = _LOOK_AGAIN
+        self._kick_at[channel] = at
 
     def _reconnect(self, channel: Channel) -> bool:
         """The guest asks for a fresh connection; whether it may."""
@@ -309,7 +331,7 @@ class Rings:
         now = time.monotonic()
         again = self._renewed.get(domid, -RENEW_SECONDS) + RENEW_SECONDS
         if now < again:
-            self._kick_at[channel] = again
+            self._look_later(channel, again)
             return True
         self._renewed[domid] = now
         try:
@@ -345,7 +367,7 @@ class Rings:
             lane.news = False
             self._notify(by)
             if lane.overtaken(waiting=channel.waiting):
-                self._kick_at[channel] = 0
+                self._look_later(channel)
         words[W_RING] = 0
         if channel.bound:
             if done:

@@ -62,9 +62,9 @@ def restarted_in_test(shared: Daemon | None) -> Iterator[None]:
     Those must be looked at by whoever starts them.  A test that has no daemon of this project's has nothing to show.
     """
     look = Look(shared) if RESTART_POLICY and isinstance(shared, OurDaemon) else None
-    started = len(STARTED)
+    before = set(STARTED)
     yield
-    own = STARTED[started:]
+    own = set(STARTED) - before
     for daemon in own:
         assert daemon in _looked_at, f"nobody knows whether the Logic of {daemon.run_dir} was restarted in this test"
     if look is not None and not own:

@@ -787,6 +787,51 @@ def test_indices_that_a_logic_was_storing_when_it_died_are_stored_again_whatever
     world.close()
 
 
+@pytest.mark.parametrize("turns", [0, 1])
+def test_a_reconnection_that_must_wait_is_made_by_the_next_logic(world: World, turns: int) -> None:
+    guest = world.introduced(5)
+    for _ in range(2):
+        assert guest.words[CONNECTION] == 0
+        guest.words[CONNECTION] = 1
+        guest.kicks()
+        world.turn()
+    assert guest.words[CONNECTION] == 1, "that was too soon"
+    for _ in range(turns):
+        world.turn()
+    world.dies()
+    world.settle()
+    assert guest.words[CONNECTION] == 0
+    guest.notified()
+    assert guest.does((Op.GET_DOMAIN_PATH, b"7\0")) == [b"/local/domain/7\0"]
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_request_put_while_others_are_given_back_is_taken_by_whoever_is_logic_then(world: World, dies: bool) -> None:
+    """A guest that finds its requests not taken yet sends no event for one more."""
+    guest = world.introduced(5)
+    first, second = ((Op.GET_DOMAIN_PATH, b"%d\0" % number) for number in (7, 8))
+    guest.sends(first)
+    one_more = guest.encoded(second)
+
+    def put_one_more(domid: int, index: int, value: int) -> None:
+        if index == REQ_CONS:
+            world.xen.on_store = lambda domid, index, value: None
+            producer = guest.words[REQ_PROD]
+            for k, byte in enumerate(one_more):
+                guest.page[(producer + k) % RING_SIZE] = byte
+            guest.words[REQ_PROD] = (producer + len(one_more)) & M32
+
+    world.xen.on_store = put_one_more
+    while world.xen.on_store == put_one_more:
+        world.turn()
+    if dies:
+        world.dies()
+    world.settle()
+    assert guest.words[REQ_CONS] == guest.words[REQ_PROD], "not all is taken"
+    guest.looks()
+    assert [m.payload for m in guest.take()] == [b"/local/domain/7\0", b"/local/domain/8\0"]
+
+
 @pytest.mark.parametrize("dies", [False, True])
 def test_an_event_that_waits_for_a_socket_is_not_queued_again_by_the_next_logic_either(
     world: World, dies: bool
