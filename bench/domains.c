@@ -3,6 +3,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "guests.h"
 #include "measure.h"
@@ -10,6 +11,7 @@
 
 #define MAX_GUESTS 1000
 #define RING_WRITES_MAX 10 /* nodes that a guest was given for it */
+#define FAN_PATH TOOLSTACK_HOME "fan"
 #define FIRST_IDLE_DOMID 2001
 #define FIRST_PASSING_DOMID 10001
 
@@ -75,6 +77,25 @@ void measure_ring(const char *kind, double seconds)
     measure("ring", round_trip, &trip, seconds);
 }
 
+struct ring_pipeline {
+    int depth;
+    struct request request;
+};
+
+static void ring_pipeline(const void *context)
+{
+    const struct ring_pipeline *plan = context;
+
+    guest_pipeline(guests[0], &plan->request, plan->depth);
+}
+
+void measure_ring_pipeline(int depth, const char *kind, double seconds)
+{
+    struct ring_pipeline plan = {depth, guest_trip(kind, 0).requests[0]};
+
+    measure_batches("ring-pipeline", ring_pipeline, &plan, depth, seconds);
+}
+
 struct ring_transaction {
     int writes;
     struct request start, commit, requests[RING_WRITES_MAX];
@@ -133,6 +154,47 @@ void measure_rings(const char *kind, double seconds)
 
     guest_request = guest_trip(kind, 0).requests[0];
     measure_crowd("rings", &crowd, seconds);
+}
+
+struct ring_fan {
+    struct wire *toolstack;
+    struct request request;
+};
+
+static void ring_fan_out(const void *context)
+{
+    const struct ring_fan *fan = context;
+
+    wire_call(fan->toolstack, 0, &fan->request);
+    for (int i = 0; i < guest_count; i++)
+        guest_receive_event(guests[i]);
+}
+
+/* The toolstack's, and every guest may read it. */
+static void make_fan_node(struct wire *toolstack, const struct request *writing)
+{
+    struct request perms = {.type = WIRE_SET_PERMS, .length = sizeof(FAN_PATH "\0r0")};
+
+    memcpy(perms.payload, FAN_PATH "\0r0", perms.length);
+    wire_call(toolstack, 0, writing);
+    wire_call(toolstack, 0, &perms);
+}
+
+void measure_ring_fan_out(struct wire *toolstack, double seconds)
+{
+    struct ring_fan fan = {toolstack, write_request(FAN_PATH, VALUE_BYTES)};
+    struct request watch = watch_request(FAN_PATH, "fan"), unwatch = watch;
+
+    unwatch.type = WIRE_UNWATCH;
+    make_fan_node(toolstack, &fan.request);
+    for (int i = 0; i < guest_count; i++)
+        guest_watch(guests[i], &watch);
+    measure("ring-fanout", ring_fan_out, &fan, seconds);
+    for (int i = 0; i < guest_count; i++) {
+        guest_take_events(guests[i]);
+        guest_call(guests[i], 0, &unwatch);
+    }
+    settle();
 }
 
 /* ---- domains that come and go ---- */

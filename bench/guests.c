@@ -321,3 +321,52 @@ void guest_call(struct guest *guest, uint32_t transaction, const struct request 
     while (!guest_reply(guest, request->type))
         guest_wait(guest);
 }
+
+static struct wire_header next_message(struct guest *guest)
+{
+    struct wire_header header;
+
+    while (!guest_message(guest, &header))
+        guest_wait(guest);
+    return header;
+}
+
+void guest_pipeline(struct guest *guest, const struct request *request, int depth)
+{
+    uint32_t first = guest->last_request + 1;
+
+    for (int i = 0; i < depth; i++)
+        guest_send(guest, 0, request);
+    for (int i = 0; i < depth; i++) {
+        struct wire_header header = next_message(guest);
+
+        if (header.type != request->type || header.request != first + i)
+            fatal("domain %d: request %u of type %u answered by type %u to request %u: %s", guest->domid, first + i,
+                  request->type, header.type, header.request, guest->payload);
+    }
+    guest_take_events(guest); /* one came for each reply perhaps */
+}
+
+void guest_receive_event(struct guest *guest)
+{
+    struct wire_header header;
+
+    guest_take_events(guest); /* who finds the message before its event must not leave that behind */
+    header = next_message(guest);
+    if (header.type != WIRE_WATCH_EVENT)
+        fatal("domain %d: type %u in place of an event: %s", guest->domid, header.type, guest->payload);
+}
+
+void guest_watch(struct guest *guest, const struct request *request)
+{
+    int replies = 0, events = 0;
+
+    guest_send(guest, 0, request);
+    while (!replies || !events) {
+        uint32_t type = next_message(guest).type;
+
+        if (type != WIRE_WATCH && type != WIRE_WATCH_EVENT)
+            fatal("domain %d: a watch answered by type %u: %s", guest->domid, type, guest->payload);
+        *(type == WIRE_WATCH ? &replies : &events) += 1;
+    }
+}

@@ -43,5 +43,8 @@ void guest_take_events(struct guest *guest);         /* all that have come */
 int guest_message(struct guest *guest, struct wire_header *header); /* takes the next message, if it is there whole */
 int guest_reply(struct guest *guest, uint32_t type); /* takes the reply out of the ring, if it is there as a whole */
 void guest_call(struct guest *guest, uint32_t transaction, const struct request *request);
+void guest_pipeline(struct guest *guest, const struct request *request, int depth); /* the ring must hold them all */
+void guest_receive_event(struct guest *guest); /* the next message, which is one of a watch */
+void guest_watch(struct guest *guest, const struct request *request); /* until its first event */
 
 #endif

@@ -30,8 +30,10 @@
  *   devices COUNT absent|present   interleaved transactions that each create a virtual disk's keys
  *   storm SECS                  transactions while a guest writes what they read
  *   ring KIND SECS              round trips of the first guest
+ *   ring-pipeline DEPTH KIND SECS  that many requests of it in the ring at once, until the last reply
  *   ring-transaction WRITES SECS   the first guest starts, writes existing nodes, commits
  *   rings KIND SECS             requests of all guests, one in flight on each ring
+ *   ring-fanout SECS            one write until all guests have its event
  *   introduce COUNT             introductions of domains, one by one
  *   day SECS                    days of guests on that host, one after another
  *   destroy COUNT               ends of domains, one by one, until a watcher of @releaseDomain has its event
@@ -253,6 +255,16 @@ static void run_rings(char **words)
     measure_rings(words[0], atof(words[1]));
 }
 
+static void run_ring_pipeline(char **words)
+{
+    measure_ring_pipeline(atoi(words[0]), words[1], atof(words[2]));
+}
+
+static void run_ring_fanout(char **words)
+{
+    measure_ring_fan_out(client, atof(words[0]));
+}
+
 static void run_introduce(char **words)
 {
     measure_introductions(client, socket_path, atoi(words[0]));
@@ -309,6 +321,8 @@ static const struct command {
     {"hosts", 3, 1, run_hosts},
     {"day", 1, 0, run_day},
     {"ring", 2, 0, run_ring},
+    {"ring-pipeline", 3, 0, run_ring_pipeline},
+    {"ring-fanout", 1, 0, run_ring_fanout},
     {"ring-transaction", 2, 0, run_ring_transaction},
     {"rings", 2, 0, run_rings},
     {"introduce", 1, 0, run_introduce},

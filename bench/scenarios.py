@@ -208,6 +208,16 @@ def _rings(kind: str) -> Row:
     return Row(f"rings-100-{kind}", title, f"rings {kind} {{seconds}}", in_quick=True)
 
 
+def _ring_pipelined(kind: str) -> Row:
+    title = f"ring: {kind.upper()}, {PIPELINED} requests in it at once: each"
+    return Row(f"ring-pipelined-{kind}", title, f"ring-pipeline {PIPELINED} {kind} {{seconds}}")
+
+
+def _ring_fan_out() -> Row:
+    title = "WRITE, 100 rings whose guests watch the node: until the last has its event"
+    return Row("rings-100-fanout", title, "ring-fanout {seconds}")
+
+
 def _domains(count: int) -> Stage:
     rows = [
         Row(
@@ -331,10 +341,11 @@ SCENARIOS = (
                 "guests 1",
                 (
                     *map(_ring, TRIPS),
+                    *map(_ring_pipelined, BASIC),
                     Row("ring-transaction-10", "ring: transaction of 10 writes", "ring-transaction 10 {seconds}"),
                 ),
             ),
-            Stage("guests 100", (_rings("read"), _rings("write"))),
+            Stage("guests 100", (_rings("read"), _rings("write"), _ring_fan_out())),
         ),
     ),
     Scenario("idle domains", tuple(map(_domains, (10, 100, 1000)))),

@@ -17,6 +17,7 @@ enum wire_type {
     WIRE_READ = 2,
     WIRE_GET_PERMS = 3,
     WIRE_WATCH = 4,
+    WIRE_UNWATCH = 5,
     WIRE_TRANSACTION_START = 6,
     WIRE_TRANSACTION_END = 7,
     WIRE_INTRODUCE = 8,

@@ -183,9 +183,12 @@ def load() -> Iterator[LoadClient]:
 COMMANDS = [
     *(("idle 2", f"socket {kind} {{seconds}}", None) for kind in (*TRIPS, "deep-read", "deep-write")),
     *(("guests 1", f"ring {kind} {{seconds}}", None) for kind in TRIPS),
+    *(("guests 1", f"ring-pipeline 16 {kind} {{seconds}}", None) for kind in ("read", "write")),
     ("guests 1", "ring-transaction 10 {seconds}", None),
     ("guests 3", "rings read {seconds}", None),
     ("guests 3", "rings write {seconds}", None),
+    ("guests 3", "ring-fanout {seconds}", None),
+    ("guests 3", "rings read {seconds}", None),
     ("idle 2", "pipeline 16 read {seconds}", None),
     ("idle 2", "session {seconds}", None),
     ("idle 2", "parallel 3 {seconds}", None),
