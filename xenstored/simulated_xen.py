@@ -29,6 +29,10 @@ _SO_SNDBUFFORCE: Final = 32
 _EVENTS_BYTES: Final = 64 << 20
 
 
+_SHUT_DOWN: Final = frozenset({b"shutdown", b"crashed"})
+_STATE_MAX: Final = 16
+
+
 def _running(domid: int, unique_id: int) -> DomainFacts:
     return DomainFacts(domid, unique_id, shutdown=False, gone=False)
 
@@ -100,11 +104,14 @@ class SimulatedXen:
     def domain(self, domid: int) -> DomainFacts | None:
         """One domain, if it exists; its file's inode is what tells it from another of this domid."""
         try:
-            with open(os.path.join(self._domains, str(domid)), encoding="ascii", errors="replace") as f:
-                shutdown = f.read() in {"shutdown", "crashed"}
-                return _running(domid, os.fstat(f.fileno()).st_ino)._replace(shutdown=shutdown)
+            fd = os.open(f"{self._domains}/{domid}", os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return _DOMAIN_0 if domid == 0 else None
+        try:
+            facts = _running(domid, os.fstat(fd).st_ino)
+            return facts._replace(shutdown=True) if os.read(fd, _STATE_MAX) in _SHUT_DOWN else facts
+        finally:
+            os.close(fd)
 
     def xenbus_port(self) -> int:
         """The remote port of domain 0's ring."""
@@ -151,10 +158,13 @@ class SimulatedXen:
         """A domain's ring page."""
         if self.domain(domid) is None:
             raise FileNotFoundError(f"there is no domain {domid}")
-        with open(os.path.join(self._directory, f"dom{domid}.ring"), "r+b") as f:
-            if os.fstat(f.fileno()).st_size < PAGE_SIZE:
+        fd = os.open(f"{self._directory}/dom{domid}.ring", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            if os.fstat(fd).st_size < PAGE_SIZE:
                 raise OSError(f"the ring of domain {domid} is no page")
-            self._maps[domid] = Mapping(PAGE_SIZE, f.fileno())
+            self._maps[domid] = Mapping(PAGE_SIZE, fd)
+        finally:
+            os.close(fd)
         return self._maps[domid].view
 
     def unmap_ring(self, domid: int) -> None:
