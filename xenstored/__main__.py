@@ -16,10 +16,11 @@ from xenstore_logic.control import TRACE_FILE, TRACE_SWITCH
 from xenstore_logic.process import run_logic
 from xenstore_logic.rings import EVENT_TIMEOUT
 from xenstore_state.hypervisor import Hypervisor
-from xenstore_state.keeper import BACKLOG, SIGNALS, Keeper
+from xenstore_state.keeper import BACKLOG, Keeper
 from xenstore_state.recovered import recover
 from xenstore_state.repetition import Recovered
 from xenstore_state.restarts import POLICY
+from xenstore_state.succession import SIGNALS
 from xenstore_state.survival import CONNECTION, TRIES, Survival, count_attempt, forget
 from xenstored import guardian, service
 from xenstored.linux_xen import LinuxXen
@@ -156,8 +157,8 @@ def _run(options: Options, hypervisor: Hypervisor | None, pipe: int, made: list[
         _match_connections(survival, inherited.kept, recovered)
     keeper = Keeper(box, [listener], run_logic, logic_pid_file, limit, hypervisor, survival, recovered)
     if options.watchdog is not None:
-        keeper.watchdog = options.watchdog
-    keeper.stand_by = options.standby
+        keeper.succession.watchdog = options.watchdog
+    keeper.succession.stand_by = options.standby
     if recovered is None:
         _configure(keeper, options)
     log.info("serving on %s, at most %d descriptors", options.socket, limit)
@@ -270,7 +271,7 @@ def _tell_of_return(keeper: Keeper, recovered: Recovered | None, died: float | N
         outcome = f"{keeper.store.tree.size} nodes, {len(keeper.store.items.connections)} connections"
         outcome += "" if recovered.complete else ", something is lost and all were closed"
     text = f"State has died; {os.getpid()} took over{took}: {outcome}"
-    keeper.note(text)
+    keeper.succession.note(text)
     log.warning("%s", text)
 
 

@@ -107,7 +107,7 @@ def not_drained(injector: Injector) -> None:
 
     Keeper._drain = seldom  # type: ignore[method-assign]
     Keeper._bury = buried  # type: ignore[method-assign]
-    Keeper._answer = lambda self: self._logic.line.answer(self._reply_to)  # type: ignore[assignment]
+    Keeper._answer = lambda self: self.succession.logic.line.answer(self._reply_to)  # type: ignore[assignment]
     before(Loop, "flush", lambda self: injector.at(CRASH, when=self._dirty))
 
 

@@ -10,9 +10,9 @@ from recovery_box.box import SharedWords
 from recovery_box.custody import Handover
 from recovery_box.ledger import _FRONT, _W_END, Ledger
 from tests.torture.injections import Injector, after, before
-from xenstore_state import checkpoint, keeper, survival
-from xenstore_state.keeper import Keeper
+from xenstore_state import checkpoint, succession, survival
 from xenstore_state.restarts import Restarts
+from xenstore_state.succession import Succession
 from xenstore_state.survival import ACCEPTED, CONNECTION, Survival
 
 OFTEN: Final = 32 << 10
@@ -60,10 +60,10 @@ def _records(injector: Injector) -> None:
 
 
 def _restarting(injector: Injector) -> None:
-    after(Keeper, "_reap", lambda *_: injector.at("Logic is dead and reaped, journal not drained"))
+    after(Succession, "reap", lambda *_: injector.at("Logic is dead and reaped, journal not drained"))
     before(Restarts, "count", lambda *_: injector.at("journal drained, no Logic"))
-    before(keeper, "fork", lambda *_: injector.at("about to fork"))
-    after(keeper, "fork", lambda pid, *_: injector.at("forked, Logic on its own", when=pid))
+    before(succession, "fork", lambda *_: injector.at("about to fork"))
+    after(succession, "fork", lambda pid, *_: injector.at("forked, Logic on its own", when=pid))
 
 
 def _checkpoints(injector: Injector) -> None:

@@ -1,0 +1,344 @@
+"""Succession: one Logic after another.
+
+Forks them, has one stand by, gives whoever is next its turn, buries the dead and says what follows from it.  What a dead Logic
+has published is its keeper's to settle.  Knows nothing of records and of what Logic serves.
+"""
+
+import gc
+import logging
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from recovery_box import custody, remnant
+from recovery_box.box import W_ACTIVE, W_BEAT, Box
+from recovery_box.items import Connection
+from recovery_box.journal import Consumer
+from xenstore_state import divergence
+from xenstore_state.hypervisor import Hypervisor
+from xenstore_state.pulse import Pulse
+from xenstore_state.reception import Reception
+from xenstore_state.records import Applier, encode
+from xenstore_state.restarts import ALONE, REASONS, Death, Planned, Policy, Restarts
+from xenstore_state.standby import Follower, Reserve, Turn
+from xenstore_state.store import Store
+from xenstore_state.survival import Survival
+from xenstore_state.worker import Inheritance, StandBy, Worker, fork
+
+log = logging.getLogger(__name__)
+
+WATCHDOG: Final = 2.0
+"""Seconds without a turn after which Logic is killed, unless the daemon was told otherwise."""
+NODES_FOR_ANOTHER: Final = 250_000
+"""With so many nodes Logic gets the same time once more: one request may remove them all."""
+WORKER_DESCRIPTORS: Final = 20
+"""Numbers that making another Logic takes for a moment, at most, and one that stands by keeps."""
+NO_MEMORY: Final = 20
+"""Exit status of a Logic that could get no more; none of `Planned`."""
+SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD})
+"""What State listens to, and Logic does not inherit.  Whoever starts State may block them until it does."""
+
+
+@dataclass(frozen=True)
+class Estate:
+    """What a Logic gets a share of, and what its end may concern."""
+
+    store: Store
+    box: Box
+    consumer: Consumer
+    applier: Applier
+    reception: Reception
+    hypervisor: Hypervisor | None
+    survival: Survival | None
+    epoll: select.epoll
+    """What State waits with."""
+    bell: int
+    known_beside: Callable[[], dict[str, Any]]
+    """What State knows that the store does not."""
+    leave: Callable[[], None]
+    """To be called in a Logic: closes what is only State's."""
+
+
+class Succession:
+    """Whoever is Logic now, and whoever is next.
+
+    `run_logic` is what a fork does, and gives its exit status; it knows Logic so that State need not.
+    """
+
+    def __init__(
+        self, estate: Estate, first: Worker, run_logic: Callable[[Inheritance], int], pid_file: str, first_number: int
+    ) -> None:
+        """`first` is made and not forked; `first_number` is the lowest that connections have."""
+        self._estate = estate
+        self._run_logic = run_logic
+        self._pid_file = pid_file
+        self._first_number = self._reserved_from = first_number
+        self.logic = first
+        """Whoever serves."""
+        self.epoll_set = select.epoll()
+        """What it waits with."""
+        self.reserve = Reserve(estate.box, estate.survival, estate.epoll)
+        self.restarts = Restarts(estate.store, estate.box, estate.reception.at)
+        self.watchdog = WATCHDOG
+        self.stand_by = True
+        """Whether another Logic is forked ahead (`standby`)."""
+        self.distrusted = False
+        """It has done what no Logic does: its end is its own fault, whoever brings it about."""
+        self._hung = False
+        self._pulse = Pulse()
+        self._started = 0.0
+        self._first_beat = 0
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    @property
+    def serves(self) -> bool:
+        """Whether this Logic has come to look at connections."""
+        return self._estate.box.words[W_BEAT] != self._first_beat
+
+    def settle_numbers(self) -> None:
+        """State has opened whatever it has for good: what comes later keeps clear of the numbers of connections."""
+        self._reserved_from = custody.reserve_low_numbers(self._first_number)
+
+    def begin(self) -> None:
+        """The next Logic: whoever stands by, or a fresh fork."""
+        ready = self.reserve.turn(self._estate.consumer.sequence)
+        last, self.epoll_set = self.epoll_set, self._estate.reception.sockets.take()
+        self.logic.close()
+        self._started = time.monotonic()
+        self._first_beat = self._estate.box.words[W_BEAT]
+        if ready is not None:
+            self.logic, newcomers = ready
+            self.logic.line.tell(self._turn(newcomers))
+        else:
+            if self._estate.hypervisor is not None:
+                self._estate.hypervisor.before_fork()
+            self.logic = self._fork(self.epoll_set, None, last)
+        self._estate.reception.sockets.renew(last)
+        self._estate.reception.hand_over_by(self.logic.handover)
+        self._estate.epoll.register(self.logic.line.question_fd, select.EPOLLIN)
+        self._estate.epoll.register(self.logic.line.telling_fd, 0)
+        self._estate.epoll.register(self.logic.fd, select.EPOLLIN)
+        self._pulse.begin(time.monotonic())
+        self.reserve.after(self._started, at_once=bool(Policy.of(self._estate.store.items.settings).alone))
+        self._write_pid()
+
+    def _fork(
+        self, epoll: select.epoll, stand_by: Callable[[Inheritance], StandBy] | None, unneeded: select.epoll
+    ) -> Worker:
+        """A new Logic that waits with this epoll set; another set is none of its business."""
+        gc.freeze()
+        margin = min(self._reserved_from + WORKER_DESCRIPTORS, self._first_number)
+        custody.make_room(self._reserved_from, margin, self._spare)
+        worker = Worker()
+        inheritance = self._inheritance(worker, epoll, stand_by)
+        # A signal for the new Logic must not reach the handlers it still shares with State.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        pid = fork()
+        if not pid:
+            unneeded.close()
+            self._be_logic(inheritance, worker, margin)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        worker.in_keeper(pid)
+        return worker
+
+    def _inheritance(
+        self, worker: Worker, epoll: select.epoll, stand_by: Callable[[Inheritance], StandBy] | None
+    ) -> Inheritance:
+        return Inheritance(
+            self._estate.store,
+            self._estate.box,
+            epoll,
+            worker.handover,
+            worker.line,
+            self._estate.hypervisor,
+            self._estate.reception.sockets.by_fd,
+            self._begun() if stand_by is None else [],
+            self._estate.applier.last,
+            self._estate.consumer.sequence,
+            self.restarts.poison(),
+            self.restarts.penalties(),
+            self._estate.survival is not None,
+            self.restarts.report(),
+            self.beside(divergence.LOGICS),
+            self._estate.bell,
+            stand_by,
+        )
+
+    def have_one_stand_by(self) -> None:
+        """Forks the next Logic while this one serves, if it is time for that and of any use."""
+        if not self.reserve.wanted(time.monotonic()):
+            return
+        if (
+            not self.stand_by
+            or self._estate.survival is None
+            or not self._estate.consumer.between_records
+            or self._is_alone()
+        ):
+            self.reserve.later(time.monotonic())
+            return
+        known, place = self._estate.known_beside(), self._estate.survival.place
+        known["sequence"], known["next_id"] = self._estate.consumer.sequence, self._estate.survival.next_id
+        worker = self._fork(
+            self._estate.reception.sockets.peek(), lambda given: Follower(given, known, place), self.epoll_set
+        )
+        custody.reserve_low_numbers(self._first_number)
+        self.reserve.begin(worker, place, self._estate.consumer.sequence, time.monotonic())
+
+    def _is_alone(self) -> bool:
+        """Whether one that stands by would be in the way, or of no use.
+
+        It has no processor to follow on, or Logic does not live longer than it takes to fork another one.
+        """
+        try:
+            mine, logics = os.sched_getaffinity(0), os.sched_getaffinity(self.logic.pid)
+        except ProcessLookupError:
+            return True
+        return len(mine | logics) == 1
+
+    def _turn(self, newcomers: int) -> bytes:
+        """What whoever stood by is told when it is its turn."""
+        assert self._estate.survival is not None
+        begun, last, place = self._begun(), self._estate.applier.last, self._estate.survival.place
+        return Turn(
+            newcomers,
+            (place.number, place.end),
+            encode(last) if last is not None else b"",
+            self._estate.consumer.sequence,
+            [c.id for c in begun] if begun is not None else None,
+            list(self.restarts.poison()),
+            self.restarts.penalties(),
+            {c.id: c.pending.chunks[0].position for c in self._estate.applier.waiting if c.pending.chunks},
+            self.restarts.report(),
+        ).packed()
+
+    def reap_remnants(self) -> None:
+        """Whoever was left by a Logic, or wrote something for State, leaves no zombie."""
+        known = (
+            self.logic.pid,
+            self.reserve.pid,
+            self._estate.survival.child if self._estate.survival is not None else 0,
+        )
+        remnant.reap(frozenset(known))
+
+    def _begun(self) -> list[Connection] | None:
+        """Connections at which a new Logic has something to finish."""
+        unfinished = self._estate.reception.unfinished()
+        if unfinished is None:
+            return None
+        return list({c.id: c for c in (*unfinished, *self._estate.applier.waiting)}.values())
+
+    def _be_logic(self, inheritance: Inheritance, worker: Worker, margin: int) -> None:
+        status = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there is somebody to retire
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            self.logic.in_another()
+            self.reserve.in_logic()
+            self._estate.reception.close_in_logic()
+            self._estate.leave()
+            custody.release_low_numbers(margin, self._first_number)
+            worker.in_worker()
+            if self._estate.survival is not None:
+                self._estate.survival.in_logic()
+            status = self._run_logic(inheritance)
+        except EOFError:
+            pass  # State is dead, and this Logic will be in a moment
+        except MemoryError:
+            status = NO_MEMORY  # even to say so takes memory: State does
+        except BaseException:
+            log.exception("Logic fails")
+        finally:
+            logging.shutdown()
+            os._exit(status)
+
+    def _write_pid(self) -> None:
+        temporary = self._pid_file + ".new"
+        os.close(self._spare)  # there may be no other descriptor left
+        try:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            try:
+                os.write(fd, b"%d\n" % self.logic.pid)
+            finally:
+                os.close(fd)
+            os.replace(temporary, self._pid_file)
+        except OSError as e:
+            log.error("%s: %s", self._pid_file, e.strerror)
+        finally:
+            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def reap(self) -> Death:
+        """Waits for Logic's death."""
+        self._estate.epoll.unregister(self.logic.fd)
+        found = self.logic.reap()
+        hung, self._hung = self._hung, False
+        if hung:
+            return Death("hung and was killed", "hung")
+        if found is not None and found.si_code in {os.CLD_KILLED, os.CLD_DUMPED}:
+            outside = found.si_status in {signal.SIGKILL, signal.SIGTERM} and not self.distrusted
+            return Death(f"killed by {signal.Signals(found.si_status).name}", "killed" if outside else "failed")
+        status = found.si_status if found is not None else -1
+        if status == Planned.STOP:
+            return Death("was told to end", "killed")
+        if status in REASONS:
+            return Death(f"retired, {REASONS[Planned(status)]}", "planned")
+        return Death("ran out of memory" if status == NO_MEMORY else f"ended with status {status}", "failed")
+
+    def bury(self, settle: Callable[[], None]) -> None:
+        """Logic is dead: State settles what it published, and the next one begins."""
+        died, pid, lived = time.monotonic(), self.logic.pid, time.monotonic() - self._started
+        death = self.reap()
+        self._estate.epoll.unregister(self.logic.line.question_fd)  # which a dead Logic would leave readable
+        settle()
+        self.distrusted = False
+        wait = self.count(death, lived)
+        if wait:
+            time.sleep(wait)
+        text = f"Logic {pid} {death.cause} after {lived:.3f} s"
+        quietly = death.kind == "planned" and death.cause == ALONE
+        if not quietly:
+            self.restarts.note(text)
+        self.begin()
+        if not quietly:
+            after = f"; {self.logic.pid} took over in {(time.monotonic() - died) * 1000:.1f} ms"
+            line = self.restarts.complete(after)
+            if self._estate.survival is not None:
+                self._estate.survival.noted(line)
+            log.log(logging.INFO if death.kind == "planned" else logging.WARNING, "%s", text + after)
+        self.reap_remnants()
+
+    def count(self, death: Death, lived: float) -> float:
+        """Draws the consequences of a death; seconds to wait before the next fork."""
+        wait = self.restarts.count(death, lived)
+        if self._estate.survival is not None:
+            self._estate.survival.restarted(death.kind, self.restarts.consequences())
+        return wait
+
+    def note(self, text: str) -> None:
+        """Has the operator's list of restarts say so."""
+        line = self.restarts.note(text)
+        if self._estate.survival is not None:
+            self._estate.survival.noted(line)
+
+    def watch(self, patience: float) -> None:
+        """Kills a Logic that gets no further: a hang is a death."""
+        sign = (
+            self._estate.box.words[W_BEAT],
+            self._estate.box.words[W_ACTIVE],
+        )  # another turn, or another request in this one
+        still = self._pulse.still(sign, time.monotonic(), patience)
+        limit = self.watchdog * (1 + self._estate.store.tree.size / NODES_FOR_ANOTHER)
+        if self.watchdog and still > limit and self.logic.pid and not self._hung:
+            log.error("Logic %d has not moved for %.1f s and is killed", self.logic.pid, still)
+            self._hung = True
+            self.logic.signal(signal.SIGKILL)
+
+    def beside(self, name: str) -> str:
+        """A file in the run directory."""
+        return os.path.join(os.path.dirname(self._pid_file), name)
