@@ -15,6 +15,7 @@ import logging
 import os
 import select
 import signal
+import struct
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -49,7 +50,9 @@ AGAIN_SECONDS: Final = 1.0
 AGAIN_MAX: Final = 30.0
 TURN_MAX: Final = 128 << 10
 """Bytes of the message that gives it its turn."""
-_POKE: Final = b"."
+_POKE: Final = struct.Struct("=cQQ")
+"""A dot, and how far to follow (number of the ledger, bytes of it): it may be heard when its turn has come already, and what is
+written after that is not its to repeat."""
 
 
 class Turn(NamedTuple):
@@ -104,13 +107,18 @@ class Follower:
         message = self._given.line.hear(TURN_MAX)
         if message is None:
             return None
-        turn = Turn(*msgpack.unpackb(message, use_list=False, strict_map_key=False)) if message != _POKE else None
-        self._catch_up(turn.place if turn is not None else None)
+        turn = None
+        if message[:1] == b".":
+            _, *until = _POKE.unpack(message)
+            self._catch_up((until[0], until[1]))
+        else:
+            turn = Turn(*msgpack.unpackb(message, use_list=False, strict_map_key=False))
+            self._catch_up(turn.place)
         self._given.box.words[W_FOLLOWED] = self._repetition.known.sequence
         return self._begin(turn) if turn is not None else None
 
-    def _catch_up(self, until: tuple[int, int] | None) -> None:
-        """Does what State has done so far, or had done when it had written so far (number of the ledger, bytes of it)."""
+    def _catch_up(self, until: tuple[int, int]) -> None:
+        """Does what State had done when it had written so far (number of the ledger, bytes of it)."""
         try:
             for packed in self._entries(until):
                 self._repeat(packed)
@@ -123,21 +131,16 @@ class Follower:
                     self._given.hypervisor.know_port(port, domid, remote_port)
             self._ports = dict(bound)
 
-    def _entries(self, until: tuple[int, int] | None) -> Iterator[bytes]:
-        while True:
-            if until is not None and self._number == until[0]:
-                yield from self._reader.new(until[1])
-                return
-            yield from self._reader.new()
+    def _entries(self, until: tuple[int, int]) -> Iterator[bytes]:
+        while self._number != until[0]:
+            yield from self._reader.new()  # all: State went on with another file
             following = survival.file_path(self._directory, "ledger", self._number + 1)
             if not os.path.exists(following):
-                if until is not None:
-                    raise Incomplete(f"{following} is missing")
-                return
-            yield from self._reader.new()  # the last of what was added before State went on with the other file
+                raise Incomplete(f"{following} is missing")
             self._reader.close()
             self._number += 1
             self._reader = Reader(following)
+        yield from self._reader.new(until[1])
 
     def _repeat(self, packed: bytes) -> None:
         store = self._given.store
@@ -169,8 +172,11 @@ class Follower:
             if taken is None:
                 raise Incomplete("a connection was not handed over")
             self._open.add(taken[2])
-        if self._open != set(self._sockets):
-            raise Incomplete(f"descriptors {self._open ^ set(self._sockets)} are those of no connection, or missing")
+        known = set(self._sockets)
+        if self._open != known:
+            raise Incomplete(
+                f"descriptors {self._open - known} are those of no connection, {known - self._open} are missing"
+            )
         return replace(
             self._given,
             begun=[connections.find(number) for number in turn.begun] if turn.begun is not None else None,
@@ -245,7 +251,7 @@ class Reserve:
             self.dismiss()
         elif behind >= FOLLOW_BYTES or (resting and behind):
             self._poked = place
-            self._worker.line.tell(_POKE)
+            self._worker.line.tell(_POKE.pack(b".", place.number, place.end))
 
     def later(self, now: float) -> None:
         """Nobody can stand by now."""

@@ -119,8 +119,10 @@ def unharmed(daemon: UnderTest) -> Iterator[None]:
         assert client.read("/") == b""
     if process:
         assert process.lasting_pids() == before, "a process died and was replaced"
-        assert "Traceback" not in process.output()[said:]
-        assert deaths(daemon) == died, "Logic died, and not on purpose"
+        output = process.output()[said:]
+        at = output.find("Traceback")
+        assert at < 0, output[max(at - 500, 0) : at + 5000]
+        assert deaths(daemon) == died, f"Logic died, and not on purpose: {output[-2000:]}"
 
 
 # ---- waiting

@@ -223,6 +223,25 @@ def test_a_number_means_another_connection_now(fork: Fork) -> None:
     same(fork.turn(), fork)
 
 
+def test_a_poke_that_is_heard_when_the_turn_has_come_leads_no_further(fork: Fork) -> None:
+    """What State has written since is for whoever serves to hear of by other ways."""
+    fork.open()
+    fork.fork()
+    os.kill(fork.worker.pid, signal.SIGSTOP)
+    fork.open()
+    fork.reserve.look_after(resting=True)
+    ready = fork.reserve.turn(fork.state.sequence)
+    assert ready is not None
+    worker, newcomers = ready
+    place = fork.state.survival.place
+    turn = Turn(newcomers, (place.number, place.end), b"", fork.state.sequence, [], [], {}, {}, "")
+    worker.line.tell(turn.packed())
+    known = set(fork.sockets)
+    fork.open()  # handed over to it like to any Logic
+    os.kill(worker.pid, signal.SIGCONT)
+    assert set(fork.said()["sockets"]) == known
+
+
 def test_it_follows_when_poked_and_what_is_left_is_little(fork: Fork) -> None:
     fork.fork()
     for n in range(LAG_MAX + 1):
