@@ -103,8 +103,8 @@ class Succession:
         """State has opened whatever it has for good: what comes later keeps clear of the numbers of connections."""
         self._reserved_from = custody.reserve_low_numbers(self._first_number)
 
-    def begin(self) -> None:
-        """The next Logic: whoever stands by, or a fresh fork."""
+    def begin(self) -> bool:
+        """The next Logic: whoever stands by, or a fresh fork; whether somebody stood by."""
         ready = self.reserve.turn(self._estate.consumer.sequence)
         last, self.epoll_set = self.epoll_set, self._estate.reception.sockets.take()
         self.logic.close()
@@ -125,6 +125,7 @@ class Succession:
         self._pulse.begin(time.monotonic())
         self.reserve.after(self._started, at_once=bool(Policy.of(self._estate.store.items.settings).alone))
         self._write_pid()
+        return ready is not None
 
     def _fork(
         self, epoll: select.epoll, stand_by: Callable[[Inheritance], StandBy] | None, unneeded: select.epoll
@@ -304,9 +305,9 @@ class Succession:
         quietly = death.kind == "planned" and death.cause == ALONE
         if not quietly:
             self.restarts.note(text)
-        self.begin()
+        stood_by = "stood by and " if self.begin() else ""
         if not quietly:
-            after = f"; {self.logic.pid} took over in {(time.monotonic() - died) * 1000:.1f} ms"
+            after = f"; {self.logic.pid} {stood_by}took over in {(time.monotonic() - died) * 1000:.1f} ms"
             line = self.restarts.complete(after)
             if self._estate.survival is not None:
                 self._estate.survival.noted(line)

@@ -158,8 +158,10 @@ def logic_killed(seconds: float, seed: int, least: int, kills: int = 0) -> Tally
             f"{killer.looks.total()} looks"
         )
         downtimes = [float(line.split(" in ")[-1].split()[0]) for line in restarts(daemon)]
+        stood_by = sum("stood by" in line for line in restarts(daemon))
         tally.notes.append(
-            f"the next one forked within {statistics.median(downtimes):.1f} ms (median), {max(downtimes):.1f} ms (longest)"
+            f"the next one forked, or told that it is its turn, within {statistics.median(downtimes):.1f} ms (median), "
+            f"{max(downtimes):.1f} ms (longest); {stood_by} of {len(downtimes)} stood by"
         )
         failed = [line for line in restarts(daemon) if "killed by SIGKILL" not in line]
         tally.details += [f"not killed by us: {line}" for line in failed]
