@@ -25,6 +25,8 @@ from tests.oracle.daemons import short_run_dir
 
 KILLS = 1500
 SECONDS = 15.0
+ENOUGH = KILLS // 3
+"""However long they take on a busy machine."""
 LIFE_MAX = 0.002
 LOOKS = 10
 """At the shared words, for each record read."""
@@ -151,7 +153,7 @@ def kill_producers(box: Box, rng: random.Random, words: Words | None = None) -> 
     reader = Reader(box)
     end = time.monotonic() + SECONDS
     kills = 0
-    while kills < KILLS and not reader.wrong and time.monotonic() < end:
+    while kills < KILLS and not reader.wrong and (kills < ENOUGH or time.monotonic() < end):
         pid = os.fork()
         if not pid:
             produce(box, reader.consumer.sequence, reader.number + 1, words)
@@ -165,7 +167,7 @@ def test_no_index_goes_back_and_every_record_is_whole(box: Box, capsys: pytest.C
     with capsys.disabled():
         print(f"\n{kills} producers killed, {reader.number} records, {box.words[W_HEAD] >> 20} MiB of journal")
     assert reader.wrong == []
-    assert kills >= KILLS // 3
+    assert kills >= ENOUGH
     assert reader.number > kills
 
 

@@ -28,6 +28,8 @@ from tests.oracle.daemons import short_run_dir
 
 KILLS = 600
 SECONDS = 10.0
+ENOUGH = KILLS // 3
+"""However long they take on a busy machine."""
 LIFE_MAX = 0.0015
 SLOT = 3
 NEAR_THE_END = 0xFFFFFFFF - 3 * REGION_SIZE
@@ -134,7 +136,7 @@ def kill_again_and_again(count: Count, start: Iterator[int], peer: Iterator[None
     """Forks children and kills each at a random instant, while the peer does its part; asks the judge after each."""
     rng = random.Random(2)
     end = time.monotonic() + SECONDS
-    while count.kills < KILLS and not count.wrong and time.monotonic() < end:
+    while count.kills < KILLS and not count.wrong and (count.kills < ENOUGH or time.monotonic() < end):
         pid = next(start)
         try:
             dies = time.monotonic() + rng.random() * LIFE_MAX
@@ -154,7 +156,7 @@ def report(count: Count, what: str, kind: type[Lane], capsys: pytest.CaptureFixt
             f"its result, {count.moved} bytes, {len(count.wrong)} wrong"
         )
     assert count.wrong == []
-    assert count.kills >= KILLS // 3
+    assert count.kills >= ENOUGH
     assert count.in_the_window > 0, "the window was never hit"  # how often depends on how fast the machine is
     assert count.moved > 10 * REGION_SIZE, "positions did not run over 2**32"
 
