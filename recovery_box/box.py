@@ -48,6 +48,8 @@ W_TAIL: Final = 16
 """Consumer's index of the journal."""
 W_ASLEEP: Final = 24
 """1 while the consumer sleeps until it is woken."""
+W_NEWS: Final = 25
+"""1 if the keeper has something to tell that is to be heard before the first request, when a worker begins to serve."""
 EVENTS_AT: Final = 1024
 """Offset of the buffer for events taken and not dealt with yet, on the page of the words; zeros when there are none."""
 EVENTS_SIZE: Final = 2048

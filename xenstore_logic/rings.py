@@ -31,7 +31,7 @@ from protocol.ring import (
     RingPage,
 )
 from protocol.wire import HEADER_SIZE
-from recovery_box.box import EVENTS_AT, EVENTS_SIZE, W_RING, Box
+from recovery_box.box import EVENTS_AT, EVENTS_SIZE, W_NEWS, W_RING, Box
 from recovery_box.items import Connection
 from recovery_box.lanes import M32, stage_of
 from recovery_box.ringlane import RingLane
@@ -212,7 +212,7 @@ class Rings:
                 self._show_error(domain.domid, domain.error)
                 self._host.unmap(domain.domid)
         self._deal()
-        if any(domain.gone or domain.stopped for domain in self._core.store.domains.known):
+        if self._words[W_NEWS]:
             self._host.synchronize()  # then State has told it anew: before the first request, as if nobody had died
             self._on_news()
         self._deal_with_news()

@@ -94,6 +94,11 @@ class Domains:
         """Whether a permission entry may name this domain: it is known, or `DOMID_ANY`."""
         return domid in self.known or domid == DOMID_ANY
 
+    @property
+    def untold(self) -> bool:
+        """Whether the hypervisor has said something of a domain that has not been dealt with."""
+        return any(domain.gone or domain.stopped for domain in self.known)
+
     def introduced(self, domid: int) -> Domain | None:
         """The domain if it is introduced."""
         domain = self.known.get(domid)

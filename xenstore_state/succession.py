@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from recovery_box import custody, remnant
-from recovery_box.box import W_ACTIVE, W_BEAT, Box
+from recovery_box.box import W_ACTIVE, W_BEAT, W_NEWS, Box
 from recovery_box.items import Connection
 from recovery_box.journal import Consumer
 from xenstore_state import divergence
@@ -105,6 +105,7 @@ class Succession:
 
     def begin(self) -> bool:
         """The next Logic: whoever stands by, or a fresh fork; whether somebody stood by."""
+        self._estate.box.words[W_NEWS] = int(self._estate.store.domains.untold)
         ready = self.reserve.turn(self._estate.consumer.sequence)
         last, self.epoll_set = self.epoll_set, self._estate.reception.sockets.take()
         self.logic.close()

@@ -37,7 +37,7 @@ from protocol.ring import (
 )
 from protocol.wire import Framer, Message
 from recovery_box import journal
-from recovery_box.box import NO_REQUEST, PAGE, REGION_SIZE, W_ACTIVE, W_RING, Box
+from recovery_box.box import NO_REQUEST, PAGE, REGION_SIZE, W_ACTIVE, W_NEWS, W_RING, Box
 from recovery_box.items import Connection
 from recovery_box.journal import Consumer, Producer
 from recovery_box.lanes import _DONE, output_made, prepare_slot
@@ -220,6 +220,7 @@ class World:
         for connection in store.items.connections:
             if connection.socket:
                 self.epoll.register(connection.fd, select.EPOLLIN)
+        self.box.words[W_NEWS] = int(self.store.domains.untold)
         self.registrar.tell_all()
         box = mortal_box(self.box, self.mortal)
         producer = Producer(box, self.consumer.sequence, self.drain)
