@@ -57,6 +57,7 @@ REASONS: Final = {
 }
 
 
+ASKED: Final = f"retired, {REASONS[Planned.ASKED]}"
 ALONE: Final = f"retired, {REASONS[Planned.PER_REQUEST]}"
 """The one cause that is counted, but not worth a line in the log each time."""
 

@@ -43,6 +43,8 @@ FOLLOW_BYTES: Final = 16 << 10
 RENEW_BYTES: Final = 1 << 20
 """Bytes that it has followed when another one is forked in its place, once there is time: what it has changed is not shared
 with State any more."""
+RENEW_ANYHOW: Final = 32 << 20
+"""The same when there never is time."""
 SETTLED_SECONDS: Final = 0.02
 """How long a new Logic serves before the next is forked."""
 AGAIN_SECONDS: Final = 1.0
@@ -247,7 +249,8 @@ class Reserve:
                 return
         place = self._survival.place
         behind = place.total - self._poked.total
-        if resting and place.total - self._began.total >= RENEW_BYTES and time.monotonic() >= self._due:
+        followed = place.total - self._began.total
+        if followed >= (RENEW_BYTES if resting else RENEW_ANYHOW) and time.monotonic() >= self._due:
             self.dismiss()
         elif behind >= FOLLOW_BYTES or (resting and behind):
             self._poked = place
@@ -257,11 +260,11 @@ class Reserve:
         """Nobody can stand by now."""
         self._due = now + AGAIN_SECONDS
 
-    def turn(self, sequence: int) -> tuple[Worker, int] | None:
+    def turn(self, sequence: int, *, shared: bool = False) -> tuple[Worker, int] | None:
         """Whoever stands by, if it can serve now, and how many connections were handed over to it; it stands by no more.
 
-        `sequence` is that of the last record.  The word of a process that is there for longer is believed: it only says how
-        long the rest will take.
+        `sequence` is that of the last record.  With `shared`, it must share its memory with State but for little.  The word of
+        a process that is there for longer is believed: it only says how long the rest will take.
         """
         worker = self._worker
         if worker is None:
@@ -272,6 +275,7 @@ class Reserve:
             worker.ended(0)
             or self._survival is None
             or not self._survival.can_be_followed
+            or (shared and self._survival.place.total - self._began.total >= RENEW_BYTES)
             or not 0 <= lag <= LAG_MAX
             or len(newcomers) > NEWCOMERS_MAX
             or not all(worker.handover.give(c.id, c.slot, c.fd, c.domid) for c in newcomers)

@@ -23,7 +23,7 @@ from xenstore_state.hypervisor import Hypervisor
 from xenstore_state.pulse import Pulse
 from xenstore_state.reception import Reception
 from xenstore_state.records import Applier, encode
-from xenstore_state.restarts import ALONE, REASONS, Death, Planned, Policy, Restarts
+from xenstore_state.restarts import ALONE, ASKED, REASONS, Death, Planned, Policy, Restarts
 from xenstore_state.standby import Follower, Reserve, Turn
 from xenstore_state.store import Store
 from xenstore_state.survival import Survival
@@ -103,10 +103,13 @@ class Succession:
         """State has opened whatever it has for good: what comes later keeps clear of the numbers of connections."""
         self._reserved_from = custody.reserve_low_numbers(self._first_number)
 
-    def begin(self) -> bool:
-        """The next Logic: whoever stands by, or a fresh fork; whether somebody stood by."""
+    def begin(self, *, asked: bool = False) -> bool:
+        """The next Logic: whoever stands by, or a fresh fork; whether somebody stood by.
+
+        Who has `asked` for another one may want memory back: it shares all that it can with State.
+        """
         self._estate.box.words[W_NEWS] = int(self._estate.store.domains.untold)
-        ready = self.reserve.turn(self._estate.consumer.sequence)
+        ready = self.reserve.turn(self._estate.consumer.sequence, shared=asked)
         last, self.epoll_set = self.epoll_set, self._estate.reception.sockets.take()
         self.logic.close()
         self._started = time.monotonic()
@@ -306,7 +309,7 @@ class Succession:
         quietly = death.kind == "planned" and death.cause == ALONE
         if not quietly:
             self.restarts.note(text)
-        stood_by = "stood by and " if self.begin() else ""
+        stood_by = "stood by and " if self.begin(asked=death.cause == ASKED) else ""
         if not quietly:
             after = f"; {self.logic.pid} {stood_by}took over in {(time.monotonic() - died) * 1000:.1f} ms"
             line = self.restarts.complete(after)

@@ -338,6 +338,25 @@ def test_whoever_has_changed_much_is_replaced_when_there_is_time(fork: Fork) -> 
     assert fork.reserve.wanted(1e9)
 
 
+def test_whoever_has_changed_much_does_not_do_when_memory_is_wanted(fork: Fork) -> None:
+    fork.fork()
+    fork.state.write("large", bytes(2048))
+    while fork.state.survival.place.total <= RENEW_BYTES:
+        fork.state.write("large", bytes(2048))
+    fork.reserve.look_after(resting=False)
+    fork.followed()
+    assert fork.reserve.turn(fork.state.sequence, shared=True) is None
+
+
+def test_whoever_has_changed_very_much_is_replaced_at_any_time(fork: Fork, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standby, "RENEW_ANYHOW", 1 << 16)
+    fork.fork()
+    while fork.state.survival.place.total <= 1 << 16:
+        fork.state.write("large", bytes(2048))
+    fork.reserve.look_after(resting=False)
+    assert not fork.worker.pid
+
+
 def test_a_damage_is_not_served_from(fork: Fork) -> None:
     fork.fork()
     fork.state.write("a")
