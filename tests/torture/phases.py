@@ -123,7 +123,7 @@ def logic_killed(seconds: float, seed: int, least: int, kills: int = 0) -> Tally
     tally.least = least
     tally.steps = {step.value: 0 for step in Step}
     rng = random.Random(seed)
-    with short_run_dir() as run_dir, TortureDaemon(run_dir, seed) as daemon, BoxView(daemon.pid) as view:
+    with short_run_dir() as run_dir, TortureDaemon(run_dir, seed, guardian=True) as daemon, BoxView(daemon.pid) as view:
         killer = Killer(daemon, view, rng)
         pace = Pace(rng)
         sizes: list[tuple[int, Size, int]] = []
@@ -268,7 +268,7 @@ def stopped_and_continued(seconds: float, seed: int, least: int) -> Tally:
     rng = random.Random(seed)
     with (
         short_run_dir() as run_dir,
-        TortureDaemon(run_dir, seed, arguments=["--watchdog", str(WATCHDOG)]) as daemon,
+        TortureDaemon(run_dir, seed, guardian=True, arguments=["--watchdog", str(WATCHDOG)]) as daemon,
     ):
 
         def torment(goes_on: Callable[[], bool]) -> None:
