@@ -301,7 +301,7 @@ class Reference:
             return OK, []
         who = self.who(by)._replace(full=False)
         after, outcomes = again(self.tree, who, transaction.requests)
-        same = outcomes == [asked.outcome for asked in transaction.log] and not transaction.gives_to_the_dead()
+        same = outcomes == [asked.outcome for asked in transaction.log] and not transaction.gives_to_the_dead
         mine, limit = after.owned(by.domid), self.domains[by.domid].quotas["nodes"]
         too_many = by.bound and mine >= limit
         if reply == (ERROR, b"EAGAIN\0"):
@@ -422,7 +422,7 @@ class Reference:
             self.disconnect(ring)
         for by in self.connections.values():
             for transaction in by.transactions.values():
-                transaction.gone.add(domid)
+                transaction.domain_ends(domid)
         tree = self.tree.copy()
         happened = tree.forget(domid)
         self._becomes(tree)

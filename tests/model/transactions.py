@@ -82,16 +82,17 @@ class Transaction:
         self.log: list[Asked] = []
         self.loose = False
         """Whom its domain may stand in for has changed meanwhile: earlier answers say nothing about later ones."""
-        self.gone: set[int] = set()
-        """Domains that have ended meanwhile."""
+        self.gives_to_the_dead = False
+        """It would write a permission list that names a domain which has ended since the list was given."""
 
     @property
     def requests(self) -> list[Request]:
         return [asked.request for asked in self.log]
 
-    def gives_to_the_dead(self) -> bool:
-        """Whether it would write a permission list that names a domain which is no more."""
+    def domain_ends(self, domid: int) -> None:
+        """A domain is no more; lists that name it are not given to whoever comes to have its domid."""
         lists = [
             request.acl for request, outcome in self.log if request.op == SET_PERMS and not isinstance(outcome, str)
         ]
-        return any(entry.domid in self.gone for acl in lists for entry in acl)
+        if any(entry.domid == domid for acl in lists for entry in acl):
+            self.gives_to_the_dead = True
