@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 import trio
@@ -12,7 +13,7 @@ from protocol.client import AsyncClient, AsyncTransaction, Client, Permission, T
 from protocol.client.cli import main
 from protocol.errors import EAGAIN, ENOENT, StoreError
 from protocol.ops import SOCKET_FEATURES
-from tests.oracle.daemons import EACH_REQUEST, CXenstored, Daemon, OurDaemon, OXenstored, short_run_dir
+from tests.oracle.daemons import EACH_REQUEST, RESTART_POLICY, CXenstored, Daemon, OurDaemon, OXenstored, short_run_dir
 
 
 @pytest.fixture(
@@ -308,6 +309,15 @@ def test_the_command_line_works_on_a_daemon(path: str, capsys: pytest.CaptureFix
     assert run("watch", "-n", "1", "/t") == (0, "/t\n")
 
 
+def kill_logic(daemon: OurDaemon) -> None:
+    """Whoever is Logic now: one may have gone by itself, on purpose, since it was named."""
+    while True:
+        with suppress(ProcessLookupError):
+            os.kill(daemon.logic_pid(), signal.SIGKILL)
+            return
+        assert RESTART_POLICY, "Logic had died already"
+
+
 def test_a_client_does_not_notice_that_logic_is_killed(daemon: Daemon, client: Client, other: Client) -> None:
     if not isinstance(daemon, OurDaemon):
         pytest.skip("only this daemon survives")
@@ -316,7 +326,7 @@ def test_a_client_does_not_notice_that_logic_is_killed(daemon: Daemon, client: C
         tx.write("/t/tx", "1")
         for number in range(30):
             if number % 10 == 5:
-                os.kill(daemon.logic_pid(), signal.SIGKILL)
+                kill_logic(daemon)
             other.write("/t/n", b"%d" % number)
             assert client.read("/t/n") == b"%d" % number
         assert watch.get(5).path == "/t/n"
