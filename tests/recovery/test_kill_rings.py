@@ -546,6 +546,9 @@ def test_indices_rewritten_while_no_logic_lives_are_error_2_as_at_any_other_time
     xen = SimulatedXen(daemon.xen_dir)
     with Client(daemon.socket) as client, served(xen, client, 2) as (guest, other):
         guest.watch("home", "token")
+        assert (
+            client.read("/") == b""
+        )  # the guest's page is not being changed any more: the next Logic would publish it anew
         with state_stopped(daemon):
             logic = wait_for_logic(daemon)
             logic.kill()
