@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import time
 from collections.abc import Iterator
@@ -180,7 +181,10 @@ def test_its_own_death_is_nobodys(daemon: OurDaemon, client: Client) -> None:
 def test_both_die(daemon: OurDaemon, client: Client) -> None:
     client.write("/a", b"1")
     who = standing_by(daemon)
+    fd = os.pidfd_open(who)
     os.kill(who, signal.SIGKILL)
+    assert select.select([fd], [], [], PATIENCE)[0]  # before that it may be given its turn, and dies of it then
+    os.close(fd)
     assert killed(daemon) != who
     assert client.read("/a") == b"1"
 
