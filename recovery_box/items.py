@@ -117,31 +117,35 @@ class PendingOutput:
 
     def trim(self, made: int) -> list[Chunk]:
         """Forgets what has moved into the region, whose output reaches up to stream position `made`; what went wholly."""
+        return self._cut(made, M32 >> 1)
+
+    def begin_at(self, position: int) -> None:
+        """Forgets what is before that stream position, however long ago it has moved; everything if nothing is there."""
+        self._cut(position, M32)
+
+    def _cut(self, position: int, most: int) -> list[Chunk]:
+        """Forgets what is before a stream position, if it is at most so many bytes before; what went wholly."""
         gone = []
         while self.chunks:
             chunk = self.chunks[0]
-            moved = (made - chunk.position) & M32
-            if not 0 < moved <= M32 >> 1:
+            moved = (position - chunk.position) & M32
+            if not 0 < moved <= most:
                 break
             self.chunks.popleft()
             if moved < len(chunk.data):
-                self.chunks.appendleft(chunk._replace(position=made, data=chunk.data[moved:]))
+                self.chunks.appendleft(chunk._replace(position=position, data=chunk.data[moved:]))
                 self.size -= moved
                 break
             self.size -= len(chunk.data)
             gone.append(chunk)
         return gone
 
-    def begin_at(self, position: int) -> None:
-        """Forgets what is before that stream position, however long ago it has moved; everything if nothing is there."""
-        while self.chunks:
-            chunk = self.chunks.popleft()
-            moved = (position - chunk.position) & M32
-            if moved < len(chunk.data):
-                self.chunks.appendleft(chunk._replace(position=position, data=chunk.data[moved:]))
-                self.size -= moved
-                return
-            self.size -= len(chunk.data)
+    def clear(self) -> list[Chunk]:
+        """Forgets everything; what that was."""
+        gone = list(self.chunks)
+        self.chunks.clear()
+        self.size = 0
+        return gone
 
     def expire(self, now: int) -> list[Chunk]:
         """Drops the chunks whose deadline has come; those behind move up.  What was dropped."""

@@ -121,10 +121,10 @@ class Reader:
 def entries(path: str) -> Iterator[bytes]:
     """The entries of a ledger in order.  Raises `LedgerError` at the first damage, OSError if there is no such file."""
     with open(path, "rb") as f:
-        data = f.read()
-    if not data[_FRONT:].strip(b"\0") and data[:8] in {b"", bytes(8)}:
-        return  # its keeper died before it had begun it
-    if len(data) < _FRONT:
+        front = f.read(_FRONT)
+        if front[:8] in {b"", bytes(8)} and not f.read().strip(b"\0"):
+            return  # its keeper died before it had begun it
+    if len(front) < _FRONT:
         raise LedgerError("too short")
     reader = Reader(path)
     try:

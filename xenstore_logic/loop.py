@@ -517,9 +517,7 @@ class Loop:
 
     def _let_go(self, connection: Connection) -> None:
         """What a connection that has ended was still to be told, nobody waits for any more."""
-        chunks = list(connection.pending.chunks)
-        connection.pending.chunks.clear()
-        self.unlink(chunks)
+        self.unlink(connection.pending.clear())
 
     def look_at(self, channel: Channel) -> None:
         """Has a channel served and its output sent in this turn."""

@@ -4,7 +4,6 @@ The loop is the host; trio runs as its guest, for signals and the orderly end, a
 reply.  The first requests are served before trio starts: a micro-reboot costs no more than the fork.
 """
 
-import ctypes
 import logging
 import os
 import select
@@ -19,6 +18,7 @@ import trio
 from recovery_box import remnant
 from recovery_box.items import Connection
 from recovery_box.line import Line
+from recovery_box.prctl import be_called, end_with_parent
 from xenstore_logic.control import apply_trace_settings
 from xenstore_logic.core import Core
 from xenstore_logic.host import XenHost
@@ -34,14 +34,11 @@ from xenstore_state.worker import Inheritance, StandBy
 
 log = logging.getLogger(__name__)
 
-_PR_SET_PDEATHSIG: Final = 1
-_PR_SET_NAME: Final = 15
 OOM_SCORE: Final = 200
 """How much rather than others the kernel should kill Logic when memory runs out: it comes back, State does not."""
 NAME: Final = b"xenstore-logic"
 NAME_BEFORE: Final = b"xenstore-next"
 """What one is called that stands by."""
-_libc: Final = ctypes.CDLL(None)
 
 
 def run_logic(inheritance: Inheritance) -> int:
@@ -59,7 +56,7 @@ def run_logic(inheritance: Inheritance) -> int:
         if given is None:
             return Planned.STOP
         inheritance = given
-        _be_called(NAME)
+        be_called(NAME)
     signal.signal(signal.SIGUSR2, lambda *_: _write_down_and_end(inheritance))
     host = None
     if inheritance.hypervisor is not None:
@@ -117,12 +114,8 @@ def _write_down_and_end(inheritance: Inheritance) -> None:
         os._exit(1)
 
 
-def _be_called(name: bytes) -> None:
-    _libc.prctl(_PR_SET_NAME, name, 0, 0, 0)
-
-
 def _settle_in(name: bytes) -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    end_with_parent()
     remnant.make(name)
     try:
         fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
@@ -178,17 +171,17 @@ class Guest:
         """Serves until SIGTERM, then ends trio; or until it is time to retire, which needs no end.  The exit status."""
         self._loop = loop
         self._started = time.monotonic()
-        self._reason_to_retire(loop.core)
+        self._reason_to_retire(loop)
         loop.flush()
         loop.turn(0)
-        reason = self._reason_to_retire(loop.core)
+        reason = self._reason_to_retire(loop)
         if reason is not None:
             return reason
         loop.listen_to(self._bell, self._answer)
         self._begin()
         while not self._over:
             loop.turn(self._patience())
-            reason = self._reason_to_retire(loop.core)
+            reason = self._reason_to_retire(loop)
             if reason is not None:
                 return reason
         return Planned.STOP
@@ -197,15 +190,16 @@ class Guest:
         every = self._policy.every
         return min(BEAT_SECONDS, max(0.0, self._started + every - time.monotonic())) if every else BEAT_SECONDS
 
-    def _reason_to_retire(self, core: Core) -> Planned | None:
+    def _reason_to_retire(self, loop: Loop) -> Planned | None:
         """Between turns everything is published and sent, or stands in the box: this Logic is not needed any more."""
+        core = loop.core
         text = core.store.items.settings.get(POLICY)
         if text is not self._policy_text:
             self._policy_text, self._policy = text, Policy.of(core.store.items.settings)
         if core.retiring or self._policy.alone:
             return Planned.ASKED
         every, after, _ = self._policy
-        if after and self._loop is not None and self._loop.served >= after:
+        if after and loop.served >= after:
             return Planned.AFTER
         if every and time.monotonic() - self._started >= every:
             return Planned.EVERY

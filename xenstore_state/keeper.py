@@ -16,11 +16,12 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from protocol.ring import ERROR_COMM
-from recovery_box import custody, remnant
+from recovery_box import custody
 from recovery_box.box import W_ASLEEP, Box
 from recovery_box.items import Connection, ItemError
 from recovery_box.journal import Consumer, JournalCorrupt
 from recovery_box.lanes import output_made
+from recovery_box.prctl import adopt_orphans
 from xenstore_state import divergence
 from xenstore_state.effects import ABOUT_RING, CLOSE, DIGEST, ENDS_DOMAIN, GONE, RESTART, Diverged
 from xenstore_state.guarded import Guarded
@@ -147,7 +148,7 @@ class Keeper:
     def run(self, ready: Callable[[], None]) -> None:
         """Serves until SIGTERM or SIGINT; calls `ready` once clients can connect."""
         gc.disable()  # the tree has no cycles, and walking it would cost more than everything else
-        remnant.expect()
+        adopt_orphans()  # what is left of a Logic is this one's to reap
         self._take_signals()
         self._reception.open()
         for fd in (self._bell, self._signals_read.fileno()):

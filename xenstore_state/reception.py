@@ -79,6 +79,12 @@ class Reception:
         for listener in self._listeners.values():
             listener.close()
 
+    def reserve_numbers(self) -> int:
+        """Takes every free number below those of connections; the lowest of them that are only reserved."""
+        lowest = custody.reserve_low_numbers(self._first_number)
+        self._reserved = True
+        return lowest
+
     # ---- slots
 
     def allocate(self, what: str) -> tuple[int, int] | None:
@@ -158,8 +164,7 @@ class Reception:
             if self._survival is not None:
                 self._survival.prepare()
             if not self._reserved or len(self._store.items.connections) >= self._plenty:
-                custody.reserve_low_numbers(self._first_number)  # one may have become free; no other might be left
-                self._reserved = True
+                self.reserve_numbers()  # one may have become free; no other might be left
             fd = listener._accept()[0]  # type: ignore[attr-defined]  # the number is all that is wanted
         except BlockingIOError:
             return True

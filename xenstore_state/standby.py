@@ -167,8 +167,7 @@ class Follower:
             if position is not None:
                 connection.pending.begin_at(position)
             else:
-                connection.pending.chunks.clear()
-                connection.pending.size = 0
+                connection.pending.clear()
         for _ in range(turn.newcomers):
             taken = self._given.handover.take()
             if taken is None:

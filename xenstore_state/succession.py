@@ -101,7 +101,7 @@ class Succession:
 
     def settle_numbers(self) -> None:
         """State has opened whatever it has for good: what comes later keeps clear of the numbers of connections."""
-        self._reserved_from = custody.reserve_low_numbers(self._first_number)
+        self._reserved_from = self._estate.reception.reserve_numbers()
 
     def begin(self, *, asked: bool = False) -> bool:
         """The next Logic: whoever stands by, or a fresh fork; whether somebody stood by.
@@ -175,29 +175,20 @@ class Succession:
 
     def have_one_stand_by(self) -> None:
         """Forks the next Logic while this one serves, if it is time for that and of any use."""
-        if not self.reserve.wanted(time.monotonic()):
+        survival, consumer, reception = self._estate.survival, self._estate.consumer, self._estate.reception
+        if survival is None or not self.reserve.wanted(time.monotonic()):
             return
-        if (
-            not self.stand_by
-            or self._estate.survival is None
-            or not self._estate.consumer.between_records
-            or self._is_alone()
-        ):
+        if not self.stand_by or not consumer.between_records or self._is_alone():
             self.reserve.later(time.monotonic())
             return
-        known, place = self._estate.known_beside(), self._estate.survival.place
-        known["sequence"], known["next_id"] = self._estate.consumer.sequence, self._estate.survival.next_id
-        worker = self._fork(
-            self._estate.reception.sockets.peek(), lambda given: Follower(given, known, place), self.epoll_set
-        )
-        custody.reserve_low_numbers(self._first_number)
-        self.reserve.begin(worker, place, self._estate.consumer.sequence, time.monotonic())
+        known, place = self._estate.known_beside(), survival.place
+        known["sequence"], known["next_id"] = consumer.sequence, survival.next_id
+        worker = self._fork(reception.sockets.peek(), lambda given: Follower(given, known, place), self.epoll_set)
+        reception.reserve_numbers()
+        self.reserve.begin(worker, place, consumer.sequence, time.monotonic())
 
     def _is_alone(self) -> bool:
-        """Whether one that stands by would be in the way, or of no use.
-
-        It has no processor to follow on, or Logic does not live longer than it takes to fork another one.
-        """
+        """Whether one that stands by would be in the way: there is no processor for it to follow on."""
         try:
             mine, logics = os.sched_getaffinity(0), os.sched_getaffinity(self.logic.pid)
         except ProcessLookupError:
@@ -222,12 +213,8 @@ class Succession:
 
     def reap_remnants(self) -> None:
         """Whoever was left by a Logic, or wrote something for State, leaves no zombie."""
-        known = (
-            self.logic.pid,
-            self.reserve.pid,
-            self._estate.survival.child if self._estate.survival is not None else 0,
-        )
-        remnant.reap(frozenset(known))
+        survival = self._estate.survival
+        remnant.reap(frozenset((self.logic.pid, self.reserve.pid, survival.child if survival is not None else 0)))
 
     def _begun(self) -> list[Connection] | None:
         """Connections at which a new Logic has something to finish."""
@@ -333,10 +320,8 @@ class Succession:
 
     def watch(self, patience: float) -> None:
         """Kills a Logic that gets no further: a hang is a death."""
-        sign = (
-            self._estate.box.words[W_BEAT],
-            self._estate.box.words[W_ACTIVE],
-        )  # another turn, or another request in this one
+        words = self._estate.box.words
+        sign = words[W_BEAT], words[W_ACTIVE]  # another turn, or another request in this one
         still = self._pulse.still(sign, time.monotonic(), patience)
         limit = self.watchdog * (1 + self._estate.store.tree.size / NODES_FOR_ANOTHER)
         if self.watchdog and still > limit and self.logic.pid and not self._hung:

@@ -12,7 +12,6 @@ If nothing can be written down any more, or descriptors cannot be kept, State sa
 help nobody.
 """
 
-import ctypes
 import logging
 import os
 import re
@@ -27,6 +26,7 @@ from recovery_box.fdstore import FdStore
 from recovery_box.items import Connection
 from recovery_box.journal import SEGMENT_MAX
 from recovery_box.ledger import Ledger
+from recovery_box.prctl import be_called, end_with_parent
 from xenstore_state import checkpoint
 from xenstore_state.domains import Offer
 from xenstore_state.restarts import Consequences
@@ -47,8 +47,6 @@ TRIES: Final = 3
 REPLACE_SECONDS: Final = 1.0
 REPLACED_MAX: Final = 5
 """Guardians that end within that time of each other before State goes on without one."""
-_PR_SET_PDEATHSIG: Final = 1
-_PR_SET_NAME: Final = 15
 
 RECORD: Final = 0
 """Sequence number, record, how far connections' output had got that this depended on (by connection id)."""
@@ -331,9 +329,8 @@ class Survival:
         """In a child."""
         status = 1
         try:
-            libc = ctypes.CDLL(None)
-            libc.prctl(_PR_SET_NAME, b"xenstore-save", 0, 0, 0)
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            be_called(b"xenstore-save")
+            end_with_parent()
             signal.set_wakeup_fd(-1)
             self.keeper.close()
             os.nice(5)

@@ -3,7 +3,6 @@
 It is State's child at first; when State dies, it becomes the next one's parent.
 """
 
-import ctypes
 import os
 import select
 import signal
@@ -13,11 +12,10 @@ from collections.abc import MutableMapping
 from typing import Final, NamedTuple, NoReturn
 
 from recovery_box.fdstore import FdStore
+from recovery_box.prctl import adopt_orphans
 from xenstored import guard
 
 DEAD_SECONDS: Final = 1.0
-_PR_SET_CHILD_SUBREAPER: Final = 36
-_libc: Final = ctypes.CDLL(None)
 
 
 class Guardian(FdStore):
@@ -75,7 +73,7 @@ def start() -> Guardian:
 
 def _become_guard(connected: socket.socket, life: int) -> NoReturn:
     try:
-        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what State leaves behind when it dies is this one's to reap
+        adopt_orphans()  # what State leaves behind when it dies is this one's to reap
         for fd in (connected.fileno(), life):
             os.set_inheritable(fd, True)
         signal.set_wakeup_fd(-1)

@@ -82,7 +82,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """Imports the trio client when it is asked for: blocking programs need not load trio."""
     if name in {"AsyncClient", "AsyncTransaction", "AsyncWatch"}:
-        from protocol.client import trio_client  # noqa: PLC0415
+        from protocol.client import trio_client  # noqa: PLC0415 - as said above
 
         return getattr(trio_client, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -74,6 +74,11 @@ class Fork:
         self.worker.in_keeper(pid)
         self.reserve.begin(self.worker, place, self.state.sequence, 0.0)
 
+    def write_down(self, total: int) -> None:
+        """Changes a node until more than so many bytes are written down."""
+        while self.state.survival.place.total <= total:
+            self.state.write("large", bytes(2048))
+
     def turn(self, **more: Any) -> dict[str, Any]:
         """Gives it its turn; what it is then."""
         ready = self.reserve.turn(self.state.sequence)
@@ -328,9 +333,7 @@ def test_what_was_not_written_down_cannot_be_followed(fork: Fork) -> None:
 
 def test_whoever_has_changed_much_is_replaced_when_there_is_time(fork: Fork) -> None:
     fork.fork()
-    fork.state.write("large", bytes(2048))
-    while fork.state.survival.place.total <= RENEW_BYTES:
-        fork.state.write("large", bytes(2048))
+    fork.write_down(RENEW_BYTES)
     fork.reserve.look_after(resting=False)
     assert fork.worker.pid
     fork.reserve.look_after(resting=True)
@@ -340,9 +343,7 @@ def test_whoever_has_changed_much_is_replaced_when_there_is_time(fork: Fork) -> 
 
 def test_whoever_has_changed_much_does_not_do_when_memory_is_wanted(fork: Fork) -> None:
     fork.fork()
-    fork.state.write("large", bytes(2048))
-    while fork.state.survival.place.total <= RENEW_BYTES:
-        fork.state.write("large", bytes(2048))
+    fork.write_down(RENEW_BYTES)
     fork.reserve.look_after(resting=False)
     fork.followed()
     assert fork.reserve.turn(fork.state.sequence, shared=True) is None
@@ -351,8 +352,7 @@ def test_whoever_has_changed_much_does_not_do_when_memory_is_wanted(fork: Fork) 
 def test_whoever_has_changed_very_much_is_replaced_at_any_time(fork: Fork, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(standby, "RENEW_ANYHOW", 1 << 16)
     fork.fork()
-    while fork.state.survival.place.total <= 1 << 16:
-        fork.state.write("large", bytes(2048))
+    fork.write_down(1 << 16)
     fork.reserve.look_after(resting=False)
     assert not fork.worker.pid
 
