@@ -7,13 +7,11 @@ only.
 """
 
 import argparse
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench.interpreter import NoBuild, chosen
-from bench.machine import conditions_now
+from bench.opening import opened
 from bench.plots import plot
 from bench.publish import publish
 from bench.report import lines_of
@@ -84,14 +82,7 @@ def _write(plan: Plan, results: Results, conditions: dict[str, str], stem: str) 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _arguments(argv)
     plan = _plan(arguments)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the daemons are ended
-    try:
-        build = chosen()
-    except NoBuild as error:
-        say(str(error))
-        return 2
-    say(f"measuring: {build.describe()}")
-    conditions = conditions_now(build)
+    conditions = opened()
     results = Results()
     try:
         run(plan, results)

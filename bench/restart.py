@@ -9,14 +9,12 @@ Reading order: `restart_plan` (what, in which order), `restarts` (how), `restart
 
 import argparse
 import json
-import signal
 import sys
 from collections.abc import Sequence
 
 from bench import restart_plan, restart_report
 from bench.__main__ import RESULTS
-from bench.interpreter import NoBuild, chosen
-from bench.machine import conditions_now
+from bench.opening import opened
 from bench.run import say
 
 
@@ -25,13 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.restart", description="What a restart costs.")
     parser.add_argument("--quick", action="store_true", help="about a minute: few restarts, small peers")
     quick: bool = parser.parse_args(argv).quick
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the daemons are ended
-    try:
-        build = chosen()
-    except NoBuild as error:
-        say(str(error))
-        return 2
-    conditions = conditions_now(build)
+    conditions = opened()
     results = restart_plan.run(restart_plan.quick() if quick else restart_plan.complete())
     stem = "restart-quick" if quick else "restart"
     RESULTS.mkdir(exist_ok=True)
