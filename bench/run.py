@@ -13,7 +13,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from statistics import median
 from typing import NamedTuple, Protocol
 
@@ -105,6 +105,10 @@ class Candidate(Protocol):
 
     def set_up(self, command: str) -> Answer: ...
 
+    def begin_set_up(self, command: str, swapped: bool = False) -> None: ...
+
+    def finish_set_up(self, command: str) -> Answer: ...
+
     def figure(self, row: Row, seconds: float) -> Answer: ...
 
     def explain(self, error: Exception) -> str: ...
@@ -155,27 +159,39 @@ class Scene:
         """What setting up told, and who declined it and why; each by daemon."""
         declined: dict[str, str] = {}
         made: dict[str, Answer] = {}
+        subjects = [subject for subject in subjects if stage.set_up and subject.out is None]
+        begun = self._begin_together(stage, subjects)
         for subject in subjects:
-            if stage.set_up and subject.out is None:
-                try:
-                    answer = made[subject.name] = self._set_up_twice(stage.set_up, subject)
-                except Declined as reason:
-                    declined[subject.name] = str(reason)
-                    self._say(f"{stage.set_up}: {subject.name}: {reason}")
-                    continue
-                except Failures as error:
-                    subject.out = subject.explain(error)
-                    self._say(f"{stage.set_up}: {subject.name} FAILED: {subject.out}")
-                    continue
-                took = float(answer["seconds"])
-                self._results.set_ups.append(SetUp(self._scenario.name, stage.set_up, subject.name, took))
-                self._say(f"{stage.set_up}: {subject.name} {took:.1f} s")
+            try:
+                answer = made[subject.name] = self._set_up_twice(stage.set_up, subject, subject.name in begun)
+            except Declined as reason:
+                declined[subject.name] = str(reason)
+                self._say(f"{stage.set_up}: {subject.name}: {reason}")
+                continue
+            except Failures as error:
+                subject.out = subject.explain(error)
+                self._say(f"{stage.set_up}: {subject.name} FAILED: {subject.out}")
+                continue
+            took = float(answer["seconds"])
+            self._results.set_ups.append(SetUp(self._scenario.name, stage.set_up, subject.name, took))
+            self._say(f"{stage.set_up}: {subject.name} {took:.1f} s")
         return made, declined
 
-    def _set_up_twice(self, command: str, subject: Candidate) -> Answer:
+    def _begin_together(self, stage: Stage, subjects: Sequence[Candidate]) -> set[str]:
+        """Who is being set up from here on, all at once, on both cores; nobody if how long that takes is a row's figure."""
+        if any(row.source is Source.SET_UP for row in stage.rows):
+            return set()
+        begun = set()
+        for number, subject in enumerate(subjects):
+            with suppress(*Failures):  # will be tried again
+                subject.begin_set_up(stage.set_up, swapped=number % 2 == 0)
+                begun.add(subject.name)
+        return begun
+
+    def _set_up_twice(self, command: str, subject: Candidate, begun: bool) -> Answer:
         """What setting up told; a daemon that fails is replaced once. Raises whatever the second try does."""
         try:
-            return subject.set_up(command)
+            return subject.finish_set_up(command) if begun else subject.set_up(command)
         except Declined:
             raise
         except Failures as error:

@@ -21,8 +21,9 @@ from typing import NamedTuple
 from bench.load_client import Answer, Declined, LoadClient
 from bench.rows import Row, Source
 from protocol.client import Client
-from tests.oracle.daemons import Daemon, DaemonError, OurDaemon, short_run_dir
+from tests.oracle.daemons import Daemon, DaemonError, OurDaemon, session_members, short_run_dir
 
+PIDS = "pids"
 MEASURE_DEADLINE = 120.0
 SET_UP_DEADLINE = 240.0
 SETTLE_SECONDS = 0.1
@@ -41,6 +42,10 @@ class Cores(NamedTuple):
         allowed = sorted(os.sched_getaffinity(0))
         serving = allowed[min(1, len(allowed) - 1)]
         return cls(serving, serving if single_core else allowed[0])
+
+    def swapped(self) -> "Cores":
+        """Each in the place of the other: for setting up several daemons at once."""
+        return Cores(self.beside, self.serving)
 
 
 class Subject:
@@ -76,8 +81,19 @@ class Subject:
 
         Raises LoadFailed, Declined or DaemonError.
         """
+        self.begin_set_up(command)
+        return self.finish_set_up(command)
+
+    def begin_set_up(self, command: str, swapped: bool = False) -> None:
+        """Has the command begin, on the cores of a measurement or swapped ones. Raises DaemonError."""
+        self._count_processes(self._cores.swapped() if swapped else self._cores)
+        self._client.begin(command)
+
+    def finish_set_up(self, command: str) -> Answer:
+        """Waits for it; raises and returns what `set_up` does."""
         what, total = command.split(maxsplit=1)[0], int(command.split()[1])
-        answer = self._command(command, SET_UP_DEADLINE)
+        self._client.finish(PIDS, SET_UP_DEADLINE)
+        answer = self._client.finish(command, SET_UP_DEADLINE)
         made = total - self._totals.get(what, 0)
         self._totals[what] = total
         time.sleep(SETTLE_SECONDS)
@@ -108,15 +124,16 @@ class Subject:
         return "; ".join([reason, *(f"its last line: {line}" for line in last_words)])
 
     def _command(self, line: str, deadline: float) -> Answer:
-        self._pin(self._client.pid)
-        pids = " ".join(map(str, self._daemon.counted_pids()))
-        self._client.command(f"pids {pids}", MEASURE_DEADLINE)
+        self._count_processes(self._cores)
+        self._client.finish(PIDS, MEASURE_DEADLINE)
         return self._client.command(line, deadline)
 
-    def _pin(self, client: int) -> None:
+    def _count_processes(self, cores: Cores) -> None:
+        """Pins them, then tells the load client of them; its answer to that is the next one."""
         serving = self._daemon.serving_pid()
-        pin([client, serving], self._cores.serving)
-        pin([pid for pid in self._daemon.pids() if pid != serving], self._cores.beside)
+        pin([self._client.pid, serving], cores.serving)
+        pin([pid for pid in session_members(self._daemon.pid) if pid != serving], cores.beside)
+        self._client.begin(f"{PIDS} {' '.join(map(str, self._daemon.counted_pids()))}")
 
     def _memory(self) -> Answer:
         time.sleep(SETTLE_SECONDS)

@@ -10,7 +10,7 @@ from bench.load_client import PROGRAM, Answer, Declined, LoadClient, LoadFailed
 from bench.plots import SHEETS, curves_of
 from bench.publish import DOCUMENT, filled, lines_from, published
 from bench.report import Cell, judged, lines_of
-from bench.rows import COMMITS, PEERS, REPORT, Goal, Row, Scenario, Stage
+from bench.rows import COMMITS, PEERS, REPORT, Goal, Row, Scenario, Source, Stage
 from bench.run import Plan, Results, Scene
 from bench.scenarios import ROWS, SCENARIOS, TRIPS, WORKLOAD, selected
 from bench.table import as_json, main_table, markdown, tail_table
@@ -110,8 +110,11 @@ def test_selecting_rows_keeps_their_set_up_only() -> None:
 class _Stub:
     """Stands for a daemon with its load client in a test of the order of things."""
 
-    def __init__(self, name: str, breaks_at: int = -1, failing_set_ups: int = 0) -> None:
+    def __init__(
+        self, name: str, breaks_at: int = -1, failing_set_ups: int = 0, steps: list[tuple[str, str, bool]] | None = None
+    ) -> None:
         self.name = name
+        self.steps = [] if steps is None else steps
         self.out: str | None = None
         self.figures = 0
         self.starts = 0
@@ -119,10 +122,18 @@ class _Stub:
         self._failing_set_ups = failing_set_ups
 
     def set_up(self, command: str) -> Answer:
+        self.begin_set_up(command)
+        return self.finish_set_up(command)
+
+    def begin_set_up(self, command: str, swapped: bool = False) -> None:
+        self.steps.append(("begins", self.name, swapped))
+
+    def finish_set_up(self, command: str) -> Answer:
+        self.steps.append(("ends", self.name, False))
         self._failing_set_ups -= 1
         if self._failing_set_ups >= 0:
             raise LoadFailed("not set up on purpose")
-        return {"seconds": 0.0}
+        return {"seconds": 0.0, "us": 1.0}
 
     def figure(self, row: Row, seconds: float) -> Answer:
         self.figures += 1
@@ -145,6 +156,21 @@ def test_a_set_up_that_fails_is_tried_once_more(failing: int, figures: int) -> N
     Scene(Scenario("stubs", (stage,)), plan, results, time.monotonic()).play_stage(stage, [stub])
     assert len(results.figures["first", "ours"]) == figures
     assert (("first", "ours") in results.failures) is (figures == 0)
+
+
+def test_daemons_are_set_up_at_once_on_both_cores_unless_that_is_measured() -> None:
+    steps: list[tuple[str, str, bool]] = []
+    stubs = [_Stub(name, steps=steps) for name in ("c", "ours")]
+    measured = Row("first-register", "", source=Source.SET_UP)
+    together, apart = Stage("idle 2", (Row("first", "", "a"),)), Stage("watches 2", (measured,))
+    results = Results()
+    scene = Scene(Scenario("stubs", (together, apart)), Plan([], ["c", "ours"], 1, 0.0), results, time.monotonic())
+    scene.play_stage(together, stubs)
+    assert steps == [("begins", "c", True), ("begins", "ours", False), ("ends", "c", False), ("ends", "ours", False)]
+    steps.clear()
+    scene.play_stage(apart, stubs)
+    assert steps == [("begins", "c", False), ("ends", "c", False), ("begins", "ours", False), ("ends", "ours", False)]
+    assert [len(results.figures[measured.name, stub.name]) for stub in stubs] == [1, 1]
 
 
 def test_when_time_runs_out_there_is_one_round() -> None:
