@@ -1,6 +1,6 @@
 """Which interpreter runs the daemon that is measured, and what build of the daemon it has.
 
-For: `bench.__main__`, `bench.micro` and `bench.guard`.
+For: `bench.opening`, `bench.micro` and `bench.counting`.
 Guarantees: a build is described by asking the interpreter itself, not by how a folder is called.
 Does not know: how a build is made.
 """
@@ -16,6 +16,17 @@ from tests.oracle.build import ROOT
 from tests.oracle.daemons import PYTHON
 
 COMPILED = ROOT / ".venv-compiled" / "bin" / "python"
+BUILT = ROOT / ".venv-compiled" / ".stamp"
+"""When that was built: the Makefile's `$(COMPILED_STAMP)`."""
+SOURCES = (
+    "protocol/*.py",
+    "recovery_box/*.py",
+    "recovery_box/*.c",
+    "xenstore_state/*.py",
+    "xenstore_logic/*.py",
+    "xenstored/*.py",
+)
+"""What it is built of."""
 
 _QUESTION = """
 import importlib, json, pkgutil, platform, sys
@@ -86,6 +97,15 @@ def build_of(python: Path | str) -> Build:
         tuple(answer["compiled"]),
         answer["where"],
     )
+
+
+def not_compiled() -> str | None:
+    """Why there is no build in .venv-compiled of the sources as they are, or None."""
+    build_it = "`make .venv-compiled/.stamp` builds it"
+    if not COMPILED.exists() or not BUILT.exists():
+        return f"no compiled build: {build_it}"
+    newer = [path for pattern in SOURCES for path in ROOT.glob(pattern) if path.stat().st_mtime > BUILT.stat().st_mtime]
+    return f"the compiled build is older than {newer[0].relative_to(ROOT)}: {build_it}" if newer else None
 
 
 def chosen() -> Build:

@@ -15,6 +15,9 @@ from bench.counting.stored import Counts, NothingStored
 from bench.interpreter import Build, build_of
 from bench.publish import publish
 
+NOT_ALL = 2
+"""The exit status when nothing is stored, or not all of it can be counted."""
+
 
 def _counted() -> dict[str, Counts]:
     counts: dict[str, Counts] = dict(bytecodes.count_all())
@@ -39,7 +42,7 @@ def _show(kind: str, build: Build, counts: Counts) -> int:
         print(f"  {name:30} {count:12,.0f} {share}")
     if nothing is not None:
         print(nothing)
-        return 2
+        return NOT_ALL
     comparison = stored.compare(was, counts)
     for difference in comparison.worse:
         print(f"  MORE: {difference}")
@@ -56,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     update: bool = parser.parse_args(argv).update
     build = build_of(sys.executable)
     counts = _counted()
-    statuses = [0 if "instructions" in counts else 2]
+    statuses = [0 if "instructions" in counts else NOT_ALL]
     for kind, found in counts.items():
         if update:
             stored.store(kind, build, found)

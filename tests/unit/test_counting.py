@@ -4,6 +4,7 @@ The comparison with the stored figures is skipped, with the reason, where there 
 a slower function is noticed is shown everywhere.
 """
 
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -11,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from bench.counting import bytecodes, instructions, stored
+from bench.counting.__main__ import NOT_ALL
 from bench.counting.stored import Comparison, NothingStored, compare
-from bench.interpreter import build_of
+from bench.interpreter import COMPILED, build_of, not_compiled
+from tests.oracle.build import ROOT
 from xenstore_state.watches import Watch, WatchTrie
 
 SLOWED = """
@@ -62,6 +65,19 @@ def test_no_section_costs_more_than_is_stored(kind: str, counted: dict[str, byte
 def test_no_section_takes_more_instructions_than_are_stored(executed: dict[str, float]) -> None:
     worse = _compared("instructions", executed).worse
     assert not worse, f"instructions: {'; '.join(map(str, worse))}. If that is right, `{stored.UPDATE}` stores it"
+
+
+def test_no_section_costs_the_compiled_build_more_than_is_stored() -> None:
+    reason = not_compiled() or instructions.missing()
+    if reason is not None:
+        pytest.skip(reason)
+    command = [str(COMPILED), "-P", str(instructions.LAUNCH), "bench.counting"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == NOT_ALL:
+        pytest.skip("; ".join(line for line in done.stdout.splitlines() if line.startswith("no ")))
+    more = [line.strip() for line in done.stdout.splitlines() if "MORE:" in line]
+    store = f"`{COMPILED.relative_to(ROOT)} -P bench/launch.py bench.counting --update` stores it"
+    assert done.returncode == 0, f"compiled: {'; '.join(more) or done.stderr}. If that is right, {store}"
 
 
 def test_a_slower_function_is_noticed_by_its_bytecodes(
