@@ -18,10 +18,13 @@ from bench.counting.workload import sections
 from bench.interpreter import Build, build_of
 from bench.load_client import LoadClient
 from bench.machine import conditions_now
+from bench.micro import courses
+from bench.micro.courses import HANDLER, TURNS, Measured
 from bench.micro.parts import CALL, PARTS, STEP
 from bench.subject import Cores, pin
 from bench.table import aligned
 from tests.oracle.daemons import OurDaemon, short_run_dir
+from xenstore_logic.loop import DIGEST_EVERY
 
 ROUNDS, FEW, SECONDS, DEADLINE = 7, 3, 0.3, 60.0
 TRIPS = {"read": "socket read", "write": "socket write"}
@@ -47,18 +50,22 @@ Logic, on another core; but a new connection reaches Logic through State, and wh
 PROFILED = ("turn: read", "turn: write, applied by State", "write with 10 watchers", "transaction of 10 writes")
 PROFILE_LINES = 12
 PARTS_TITLE = "## Every part"
+PARTS_METHOD = "Hot functions alone, each called again and again (pyperf, medians over {processes} processes)."
+DIGEST = "digest of 1,000 changes"
+CORE = Cores.chosen(single_core=False).serving
 
 METHOD = """\
 Made by `make bench-micro`; no figure is typed. All are microseconds.
 
 - The round trip, and the CPU time that the load client, Logic and State spend on one, are measured on a running daemon: the load
-  client sends one request after the other, client and Logic on one core, State on another. The round trip is the median, CPU times
-  are means; medians of {rounds} rounds.
-- The stages are micro-benchmarks (pyperf, medians over {processes} processes) of the very functions, in one process with a socket
-  pair, each in the state in which the daemon calls it; what the harness costs is subtracted.
-- *The loop itself* is a whole turn of the loop, measured in the same way, without the stages inside of it.
-- *In the daemon* is what Logic uses beyond such a turn when it runs beside a client: caches and branch predictors that the other
-  process has used meanwhile, waking up, being switched to and from, which the kernel bills to either.
+  client sends one request after the other, client and Logic on one core, State on another. All are means over some ten thousand
+  requests, medians of {rounds} rounds.
+- The stages are looked at in one process with a socket pair: the very functions, in their order, the clock read between any two
+  (what that costs is subtracted), in turn with whole turns of the loop; medians of {turns:,} turns. So they meet the same
+  machine as the turn, and each is as warm or cold as the others leave it. What is inside of the handler is repeated behind it.
+- *The loop itself* is the whole turn without the stages.
+- *In the daemon* is what Logic uses beyond such a turn when it runs beside a client: waking the client, which there waits, and
+  State; falling asleep and waking up; being switched to and from; caches that the other process has used meanwhile.
 - *Nobody* is time in which neither of them runs.
 """
 
@@ -127,68 +134,40 @@ def _trip(client: LoadClient, daemon: OurDaemon, command: str, rounds: int) -> T
             client.command(f"pids {pid}", DEADLINE)
             by_process.append(client.command(f"{command} {SECONDS}", DEADLINE))
         logic, state = by_process
-        figures = (logic["us"], logic["client_us"], logic["cpu_us"], state["cpu_us"])
+        figures = (logic.get("mean_us", logic["us"]), logic["client_us"], logic["cpu_us"], state["cpu_us"])
         trips.append(Trip(*map(float, figures)))
     return Trip(*(median(values) for values in zip(*trips, strict=True)))
 
 
-def read_stages(us: Mapping[str, float], trip: Trip) -> list[Stage]:
+def read_stages(made: Measured, trip: Trip) -> list[Stage]:
     """A READ, from the client's request to its reply."""
-    handler = [
-        Stage("the path: checked, its names", us["path: as a handler takes it"], True),
-        Stage("lookup", us["lookup"], True),
-        Stage("permission check", us["permission: toolstack"], True),
-    ]
-    stages = [*_comes_in(us), *_split("handler", us["handler: READ"], handler), *_goes_out(us)]
-    return _whole(stages, us["turn: READ"], trip)
+    return _whole(_split(made), made.whole, trip)
 
 
-def write_stages(us: Mapping[str, float], trip: Trip) -> list[Stage]:
+def write_stages(made: Measured, parts: Parts, trip: Trip) -> list[Stage]:
     """A WRITE to a node that exists."""
-    handler = [
-        Stage("the path: checked, its names", us["path: as a handler takes it"], True),
-        Stage("the effect: lookup, permission check, new value", us["effect: WRITE"], True),
-    ]
-    stages = [
-        *_comes_in(us),
-        *_split("handler", us["handler: WRITE"], handler),
-        Stage("record encoded, into the journal", us["record: publish"]),
-        *_goes_out(us),
-    ]
-    return _whole(stages, us["turn: WRITE"], trip)
+    digest = parts.us[DIGEST] / DIGEST_EVERY
+    stages = [*_split(made), Stage("the tree's digest, of every thousandth change", digest)]
+    return _whole(stages, made.whole + digest, trip)
 
 
-def state_stages(us: Mapping[str, float], trip: Trip) -> list[Stage]:
+def state_stages(made: Measured, trip: Trip) -> list[Stage]:
     """What State does for a WRITE, meanwhile, on another core."""
-    whole = "State: read and apply a WRITE"
-    stages = [
-        Stage("journal read", us["journal: read"]),
-        Stage("record decoded", us["record: decode"]),
-        Stage("the effect", us["effect: WRITE"]),
-    ]
-    rest = us[whole] - sum(stage.us for stage in stages)
+    stages = [Stage(title, us) for title, us in made.stages.items()]
+    rest = made.whole - sum(stage.us for stage in stages)
     stages.append(Stage("checks of the record and its outcome", rest))
-    return [*stages, Stage("in the daemon: waking up, waiting again", trip.state - us[whole])]
+    return [*stages, Stage("in the daemon: waking up, waiting again", trip.state - made.whole)]
 
 
-def _comes_in(us: Mapping[str, float]) -> list[Stage]:
-    return [
-        Stage("readiness (epoll_wait)", us["readiness (epoll_wait)"]),
-        Stage("receive (recvmmsg)", us["lane: receive"]),
-        Stage("message framed: header, payload", us["lane: frame"]),
-    ]
-
-
-def _goes_out(us: Mapping[str, float]) -> list[Stage]:
-    return [
-        Stage("reply encoded, into its region", us["lane: reply"]),
-        Stage("send (sendmmsg)", us["lane: send"]),
-    ]
-
-
-def _split(title: str, whole: float, parts: Sequence[Stage]) -> list[Stage]:
-    rest = whole - sum(part.us for part in parts)
-    return [Stage(title, whole), *parts, Stage("dispatch, calls", rest, True)]
+def _split(made: Measured) -> list[Stage]:
+    """The stages, with what is inside of the handler behind it."""
+    result: list[Stage] = []
+    for title, us in made.stages.items():
+        result.append(Stage(title, us))
+        if title == HANDLER:
+            result += [Stage(part, inside, True) for part, inside in made.inside.items()]
+            result.append(Stage("dispatch, calls", us - sum(made.inside.values()), True))
+    return result
 
 
 def _whole(stages: list[Stage], turn: float, trip: Trip) -> list[Stage]:
@@ -234,23 +213,25 @@ def profiles() -> str:
     return "\n\n".join(parts)
 
 
-def markdown(parts: Parts, trips: Mapping[str, Trip], conditions: Mapping[str, str]) -> str:
+def markdown(
+    parts: Parts, made: Mapping[str, Measured], trips: Mapping[str, Trip], conditions: Mapping[str, str]
+) -> str:
     """BUDGET.md."""
     reading, writing = trips["read"], trips["write"]
     rows = [["part", "us"], ["---"] * 2]
     rows += [[name, f"{parts.raw[name] if name in {CALL, STEP} else us:.3f}"] for name, us in parts.us.items()]
     sections = [
         "# Where the time goes",
-        METHOD.format(rounds=ROUNDS, processes=parts.processes),
+        METHOD.format(rounds=ROUNDS, turns=TURNS),
         "## A READ",
-        table(read_stages(parts.us, reading), reading.whole, "round trip, measured"),
+        table(read_stages(made["READ"], reading), reading.whole, "round trip, measured"),
         "## A WRITE",
-        table(write_stages(parts.us, writing), writing.whole, "round trip, measured"),
+        table(write_stages(made["WRITE"], parts, writing), writing.whole, "round trip, measured"),
         "Beside it, on the other core, State applies the record:",
-        table(state_stages(parts.us, writing), writing.state, "CPU time of State a WRITE, measured"),
+        table(state_stages(made["State"], writing), writing.state, "CPU time of State a WRITE, measured"),
         f"## By process\n\n{BY_PROCESS}",
         processes(trips),
-        PARTS_TITLE,
+        f"{PARTS_TITLE}\n\n{PARTS_METHOD.format(processes=parts.processes)}",
         aligned(rows),
         "## Bytecodes by function\n\nOf some sections of the counted workload (`bench/counting`): the same on every run.",
         profiles(),
@@ -260,4 +241,5 @@ def markdown(parts: Parts, trips: Mapping[str, Trip], conditions: Mapping[str, s
 
 
 if __name__ == "__main__":
-    TARGET.write_text(markdown(read(RESULT), measure(), conditions_now(build())))
+    conditions = conditions_now(build())
+    TARGET.write_text(markdown(read(RESULT), courses.measure(CORE), measure(), conditions))

@@ -7,6 +7,8 @@ Does not know: how often it is repeated, or what becomes of the figure.
 
 A *looped* part is called again and again; a *stepped* one has something before and behind it that is not measured. What a
 call or a step costs by itself is a part too (`CALL`, `STEP`), to be subtracted.
+
+What a turn is made of is measured otherwise (`bench.micro.courses`): parts that are measured alone do not add up to anything.
 """
 
 import gc
@@ -14,11 +16,12 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any, Final, NamedTuple
 
-from bench.stand import RECEIVE, Stand, request, write
+from bench.stand import Stand, request, write
 from protocol.ops import Op
 from protocol.paths import check_path, components
-from protocol.wire import ACK, HEADER, HEADER_SIZE, PAYLOAD_MAX, Framer, watch_event
+from protocol.wire import ACK, HEADER, HEADER_SIZE, Framer, watch_event
 from recovery_box.journal import Consumer
+from xenstore_logic.loop import DIGEST_EVERY
 from xenstore_state.access import Subject, rights
 from xenstore_state.effects import PERFORM, WRITE, names_of
 from xenstore_state.records import decode, encode
@@ -205,17 +208,6 @@ def _publish() -> Steps:
     return Steps(nothing, lambda: stand.producer.publish(record), lambda: _read_all(stand.consumer))
 
 
-def _journal_read() -> Steps:
-    stand = ready_stand()
-    record = _a_record(stand)
-    return Steps(lambda: stand.producer.publish(record), lambda: _read_all(stand.consumer))
-
-
-def _apply() -> Steps:
-    stand = ready_stand()
-    return Steps(lambda: stand.exchange(WRITING), stand.drain)
-
-
 # ---- what goes out
 
 
@@ -227,69 +219,20 @@ def _reply() -> Step:
     return lambda: HEADER.pack(Op.READ, 1, 0, len(VALUE)) + VALUE
 
 
-# ---- the lane; these have a stand each
-
-
-def _receive() -> Steps:
+def _digest() -> Steps:
     stand = ready_stand()
-    lane, client = stand.channel.lane, stand.client
-    return Steps(lambda: client.send(READING), lane.receive, lambda: lane.publish(lane.fill, lane.made))
+    perform, store, by = PERFORM[WRITE], stand.core.store, stand.connection
 
+    def change() -> None:
+        for _ in range(DIGEST_EVERY):
+            perform(store, by, 0, PATH, VALUE)
 
-def _frame() -> Steps:
-    stand = ready_stand()
-    lane = stand.channel.lane
-    stand.client.send(READING)
-    lane.receive()
-    return Steps(nothing, lambda: lane.frame(PAYLOAD_MAX))
-
-
-def _reply_placed() -> Steps:
-    stand = ready_stand()
-    lane, client = stand.channel.lane, stand.client
-
-    def empty() -> None:
-        lane.send()
-        client.recv(RECEIVE)
-
-    return Steps(nothing, lambda: lane.reply(Op.READ, 1, 0, VALUE, lane.head), empty)
-
-
-def _send() -> Steps:
-    stand = ready_stand()
-    lane, client = stand.channel.lane, stand.client
-    reply = HEADER.pack(Op.READ, 1, 0, len(VALUE)) + VALUE
-    return Steps(lambda: lane.answer(reply, lane.head), lane.send, lambda: client.recv(RECEIVE))
-
-
-def _readiness() -> Steps:
-    stand = ready_stand()
-    lane, client = stand.channel.lane, stand.client
-
-    def take() -> None:
-        lane.receive()
-        lane.publish(lane.fill, lane.made)
-
-    return Steps(lambda: client.send(READING), lambda: stand.epoll.poll(0, 64), take)
-
-
-def _turn(message: bytes) -> Steps:
-    stand = ready_stand()
-    client, turn = stand.client, stand.loop.turn
-
-    def take() -> None:
-        client.recv(RECEIVE)
-        stand.drain()
-
-    return Steps(lambda: client.send(message), lambda: turn(0), take)
+    return Steps(change, store.tree.digest)
 
 
 PARTS: Final = (
     Part(CALL, lambda: nothing),
     Part(STEP, lambda: Steps(nothing, nothing), stepped=True),
-    Part("readiness (epoll_wait)", _readiness, stepped=True),
-    Part("lane: receive", _receive, stepped=True),
-    Part("lane: frame", _frame, stepped=True),
     Part("framer: a message", _framer),
     Part("path: check", _path_check),
     Part("path: split", _names_split),
@@ -306,11 +249,6 @@ PARTS: Final = (
     Part("handler: READ", lambda: _handler(READING)),
     Part("handler: WRITE", lambda: _handler(WRITING)),
     Part("record: publish", _publish, stepped=True),
-    Part("journal: read", _journal_read, stepped=True),
     Part("record: decode", _record_decode),
-    Part("State: read and apply a WRITE", _apply, stepped=True),
-    Part("lane: reply", _reply_placed, stepped=True),
-    Part("lane: send", _send, stepped=True),
-    Part("turn: READ", lambda: _turn(READING), stepped=True),
-    Part("turn: WRITE", lambda: _turn(WRITING), stepped=True),
+    Part("digest of 1,000 changes", _digest, stepped=True),
 )
