@@ -260,24 +260,31 @@ def _refused(lines: Sequence[Line]) -> set[int]:
 
 
 def standing(boot: Sequence[Item], run: Sequence[Item]) -> dict[str, list[Item]]:
-    """Phases that leave what a guest that runs leaves, with few requests, and with sockets opened last.
+    """Phases that leave what a guest that runs leaves, with few requests, and with rings and sockets opened last.
 
-    Sockets come last because oxenstored's cost of every request grows with them, and nobody measures setting up.
+    These come last because what a request costs the other two daemons grows with them, and nobody measures setting up.
     """
     aborted = {item.tx for item in boot if item.op == "TRANSACTION_END" and item.payload.startswith(b"F")}
     made = [item for item in boot if item.outcome == "ok" and not (item.tx and item.tx in aborted)]
     changes = {op.name for op in LEAVES_SOMETHING}
     nodes = [Item("0", "create")]
     nodes += [i._replace(actor=HOST, tx=0) for i in made if i.op in changes and i.actor[0] in "sch"]
-    rings = [i._replace(actor=HOST) for i in made if i.op == "INTRODUCE"]
-    rings += [i._replace(tx=0) for i in made if i.op in changes | {"WATCH"} and i.actor[0] in "kg"]
-    rings = list(_without_ended_watches(rings, [*boot, *run]))
+    asked = [i._replace(tx=0) for i in made if i.op in changes | {"WATCH"} and i.actor[0] in "kg"]
+    asked = list(_without_ended_watches(asked, [*boot, *run]))
+    kernel = [i for i in asked if i.actor == KERNEL]
+    rings = [i._replace(actor=HOST) for i in made if i.op == "INTRODUCE"] + [i for i in asked if i.actor != KERNEL]
     closed = {item.actor for item in (*boot, *run) if item.op == "close"}
     sockets = [i for i in made if i.op == "WATCH" and i.actor[0] in "sc" and i.actor not in closed]
     sockets = list(_without_ended_watches(sockets, [*boot, *run]))
     silent = {i.actor for i in made if i.actor[0] == "s"} - closed - {i.actor for i in sockets}
     sockets += [next(i for i in made if i.actor == actor and i.op == "READ") for actor in sorted(silent)]
-    return {"standing-nodes": nodes, "standing-rings": rings, "standing-sockets": [i._replace(tx=0) for i in sockets]}
+    sockets = [i._replace(tx=0) for i in sockets]
+    return {
+        "standing-nodes": nodes,
+        "standing-kernel": kernel,
+        "standing-rings": rings,
+        "standing-sockets": sockets,
+    }
 
 
 def _without_ended_watches(items: Iterable[Item], all_items: Sequence[Item]) -> Iterator[Item]:

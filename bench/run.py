@@ -26,7 +26,7 @@ from tests.oracle.daemons import CXenstored, Daemon, DaemonError, OurDaemon, OXe
 
 DAEMONS: dict[str, type[Daemon]] = {kind.name: kind for kind in (CXenstored, OXenstored, OurDaemon)}
 
-ROW_SECONDS = 25.0
+ROW_SECONDS = 12.0
 """When the rounds of one row have taken one daemon so long, there are no more of them."""
 SET_UP_AGAIN_SECONDS = 20.0
 """A daemon that took longer to be set up is not set up again after a failure."""

@@ -21,7 +21,7 @@ from bench.rows import (
 )
 
 WORKLOAD = "bench/workloads/pvh-day.txt"
-HOST_LIMIT = 90
+HOST_LIMIT = 240
 DAY_GOAL = Goal(5, 5)
 SOCKET_GOAL = Goal(1.2, 1.5)
 RING_GOAL = Goal(1.2, 1.2)

@@ -25,7 +25,7 @@ from tests.oracle.daemons import Daemon, DaemonError, OurDaemon, session_members
 
 PIDS = "pids"
 MEASURE_DEADLINE = 120.0
-SET_UP_DEADLINE = 240.0
+SET_UP_DEADLINE = 300.0
 SETTLE_SECONDS = 0.1
 REFORK_SECONDS = 10.0
 LISTING_SECONDS = 90.0

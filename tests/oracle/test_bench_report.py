@@ -202,7 +202,7 @@ def load() -> Iterator[LoadClient]:
     if reason is not None:
         pytest.skip(reason)
     with short_run_dir() as run_dir, OurDaemon(run_dir) as daemon, LoadClient(daemon.socket, daemon.xen_dir) as client:
-        client.command("pids " + " ".join(map(str, daemon.pids())), DEADLINE)
+        client.command("pids " + " ".join(map(str, daemon.counted_pids())), DEADLINE)
         yield client
 
 
@@ -261,7 +261,7 @@ def test_a_real_hosts_day_is_answered_as_it_was_recorded() -> None:
     if reason is not None:
         pytest.skip(reason)
     with short_run_dir() as run_dir, OurDaemon(run_dir) as daemon, LoadClient(daemon.socket, daemon.xen_dir) as client:
-        client.command("pids " + " ".join(map(str, daemon.pids())), DEADLINE)
+        client.command("pids " + " ".join(map(str, daemon.counted_pids())), DEADLINE)
         client.command(f"hosts 2 60 {WORKLOAD}", DEADLINE)
         answer = client.command("day 0", DEADLINE)
     assert answer["otherwise"] == 0, answer["first_otherwise"]
