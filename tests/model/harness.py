@@ -1,11 +1,11 @@
 """The store under test, State's copy of it and the reference model, asked together.
 
 `Harness.ask` sends one request as bytes, lets the model judge everything that comes of it, publishes the effect in encoded
-form and applies it to the copy, as State does; `check` compares all three.
+form and applies it to the copy, as State does; `compare` compares all three.
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from protocol.errors import EINVAL
@@ -28,6 +28,8 @@ HEADER: Final = struct.Struct("=IIII")
 REQ_ID: Final = 77
 QUOTAS: Final = {"nodes": 1000, "watches": 128, "transactions": 10, "node-permissions": 5}
 """Those that the model knows, as they are by default."""
+LOOK, DOMAIN_ENDS = -1, -2
+"""In place of an operation: the tree is read and compared; the hypervisor ends a domain."""
 LOW_QUOTAS: Final = {"nodes": 7, "watches": 6, "transactions": 4, "node-permissions": 4}
 """Of the guests: low enough to be met."""
 
@@ -132,17 +134,21 @@ class Harness:
     home, a ring and low quotas.  `script` tells what was done, for who reads a failure.
     """
 
+    default_quotas: Mapping[str, int] = QUOTAS
+
     def __init__(
         self,
         guests: tuple[int, ...],
         quotas: dict[str, int] | None = None,
         known: frozenset[int] = reference.KNOWN,
     ) -> None:
-        self.model = Reference(QUOTAS, known)
+        self.model = Reference(self.default_quotas, known)
         self.script = Script()
         self.requests = 0
         self.last = (0, 0, 0, b"")
-        """Number, operation, transaction and payload of the last request."""
+        """Number, operation, transaction and payload of the last request, or what else is judged."""
+        self.spent = False
+        """Something went wrong: the store is not asked any more."""
         self.toolstack = self.connect()
         for domid in guests:
             self.create(domid)
@@ -181,6 +187,7 @@ class Harness:
 
     def destroy(self, domid: int) -> None:
         """The hypervisor ends a domain."""
+        self.last = 0, DOMAIN_ENDS, 0, b"%d\0" % domid
         self.model.exist.discard(domid)
         known = domid in self.model.domains
         wanted = self.model.events(self.model.end_of(domid)) if known else {}
@@ -231,14 +238,15 @@ class Harness:
         raise NotImplementedError
 
     def check(self) -> None:
+        """After each step."""
+        self.compare()
+
+    def compare(self) -> None:
         """The store holds what the model does."""
         raise NotImplementedError
 
-    def end(self) -> None:
-        """Nothing more will be asked."""
-
     def leave(self) -> None:
-        """The same, in the middle of something."""
+        """Nothing more will be asked."""
 
 
 class InProcess(Harness):
@@ -297,7 +305,7 @@ class InProcess(Harness):
         kind, arguments, outcome = effect
         self.applier.apply(encode((by, 0, kind, arguments, outcome, self.store.store.tree.generation, ())))
 
-    def check(self) -> None:
+    def compare(self) -> None:
         """The store's tree is the model's, and State knows the same."""
         tree = self.store.store.tree
         found: dict[bytes, Node] = {}

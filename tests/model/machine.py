@@ -57,27 +57,34 @@ TX = st.sampled_from([0, 0, 0, 1, 1, 1, 1, 2, 3])
 P = ParamSpec("P")
 
 
+def judged(action: Callable[P, None]) -> Callable[P, None]:
+    """Who reads of a failure is told all that went before; after what is forgiven everything begins anew."""
+
+    @wraps(action)
+    def with_judgement(*args: P.args, **kwargs: P.kwargs) -> None:
+        machine = cast(StoreMachine, args[0])
+        try:
+            action(*args, **kwargs)
+        except Exception as e:
+            if not (isinstance(e, Disagreement) and machine.forgives(e)):
+                machine.all.spent = True
+                e.add_note(machine.all.script.text())
+                machine.all.script.keep()
+                raise
+            machine.all.leave()
+            machine.begin()
+
+    return with_judgement
+
+
 def step(**strategies: st.SearchStrategy[Any]) -> Callable[[Callable[P, None]], Callable[P, None]]:
-    """A rule, judged: who reads of its failure is told all that went before; what is forgiven begins anew."""
+    """A rule, judged."""
 
-    def judged(action: Callable[P, None]) -> Callable[P, None]:
-        @wraps(action)
-        def with_judgement(*args: P.args, **kwargs: P.kwargs) -> None:
-            machine = cast(StoreMachine, args[0])
-            try:
-                action(*args, **kwargs)
-            except AssertionError as e:
-                if not (isinstance(e, Disagreement) and machine.forgives(e)):
-                    e.add_note(machine.all.script.text())
-                    machine.all.script.keep()
-                    raise
-                machine.all.leave()
-                machine.begin()
-
-        decorated: Callable[P, None] = cast(Any, rule)(**strategies)(with_judgement)
+    def made(action: Callable[P, None]) -> Callable[P, None]:
+        decorated: Callable[P, None] = cast(Any, rule)(**strategies)(judged(action))
         return decorated
 
-    return judged
+    return made
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -106,14 +113,18 @@ class StoreMachine(RuleBasedStateMachine):
         """Watches, and nodes that guests may do something with."""
         self.begin()
         for path, entries in opened:
-            self.ask(self.all.toolstack, nodes.WRITE, 0, path + b"\0")
+            self.write(1, 0, path, b"")
             self.open_up(0, path, entries)
         for who, path, token in watched:
             self.watch(who, path, token, None)
 
     def teardown(self) -> None:
         if hasattr(self, "all"):
-            self.all.end()
+            try:
+                if not self.all.spent:
+                    self.all_is_the_same()
+            finally:
+                self.all.leave()
 
     def number(self, who: int) -> int:
         """The connection of the nth client; a guest's that has none is introduced."""
@@ -262,6 +273,12 @@ class StoreMachine(RuleBasedStateMachine):
         self.ask(self.all.toolstack, reference.SET_QUOTA, 0, b"%s\0%s\0%d\0" % (domid, name, value))
 
     @invariant()
+    @judged
     def all_agree(self) -> None:
         if hasattr(self, "all"):
             self.all.check()
+
+    @judged
+    def all_is_the_same(self) -> None:
+        """At the end."""
+        self.all.compare()

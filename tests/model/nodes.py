@@ -235,10 +235,11 @@ class Tree:
         prefix = path if path != b"/" else b""
         return [path] + [p for name in self.children(path) for p in self.walk(prefix + b"/" + name)]
 
-    def forget(self, domid: int) -> list[Happening]:
+    def forget(self, domid: int, *, keep_entries: bool = False) -> list[Happening]:
         """A domain is no more: its nodes go, and what it was given (XSA-322).  Root and special nodes pass to domain 0.
 
         An entry that never counted, because there was no such domain when it was written, stays: it gives nobody anything.
+        With `keep_entries` all stay, and count no more.
         """
         told: list[Happening] = []
         special = [path for path in self.nodes if path[:1] == b"@"]
@@ -250,7 +251,9 @@ class Tree:
                 told += self.remove(path)
                 continue
             owner = acl[0]._replace(domid=0) if acl[0].domid == domid else acl[0]
-            kept = [entry for entry in acl[1:] if entry.domid != domid or not entry.counts]
+            kept = [entry._replace(counts=entry.counts and entry.domid != domid) for entry in acl[1:]]
+            if not keep_entries:
+                kept = [entry for entry in acl[1:] if entry.domid != domid or not entry.counts]
             self.nodes[path] = Node(value, (owner, *kept))
         return told
 

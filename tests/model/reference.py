@@ -13,6 +13,7 @@ Knows nothing of how the store under test works: no imports from it.
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Final, NamedTuple
 
@@ -60,7 +61,7 @@ class Watch(NamedTuple):
 class Domain:
     """One that is known: it was introduced, or something was said of it."""
 
-    def __init__(self, quotas: dict[str, int]) -> None:
+    def __init__(self, quotas: Mapping[str, int]) -> None:
         self.quotas = dict(quotas)
         self.target: int | None = None
         self.introduced = False
@@ -96,7 +97,7 @@ class Disagreement(AssertionError):
 class Reference:
     """The whole store."""
 
-    def __init__(self, quotas: dict[str, int], known: frozenset[int] = KNOWN) -> None:
+    def __init__(self, quotas: Mapping[str, int], known: frozenset[int] = KNOWN) -> None:
         """Quotas (nodes, watches, transactions, node-permissions) are what new domains get; a number reached is too much."""
         mine = (Entry("n", 0),)
         nodes = dict.fromkeys((b"/", b"/tool", b"/tool/xenstored", b"@introduceDomain"), Node(b"", mine))
@@ -111,6 +112,8 @@ class Reference:
         self.domains: dict[int, Domain] = {}
         self.quotas = quotas
         self.known = known
+        self.keeps_entries = False
+        """What was given to a domain that has ended stays in the lists, and counts no more, as in C 4.17."""
         self._domain(0).introduced = True
 
     @property
@@ -233,19 +236,10 @@ class Reference:
         return path
 
     def _entry(self, word: bytes) -> Entry:
-        m = re.fullmatch(rb"([nrwb])\s*([+-]?)(0[xX][0-9a-fA-F]+|[0-9]+)", word)
-        if m is None:
-            raise Refused("EINVAL")
-        digits = m[3].lower()
-        try:
-            base = 16 if digits[:2] == b"0x" else 8 if digits[:1] == b"0" else 10
-            domid = int(digits, base)
-        except ValueError:
-            raise Refused("EINVAL") from None
-        domid = -domid if m[2] == b"-" else domid
+        letter, domid, _ = entry_of(word)
         if domid in self.exist:
             self._domain(domid)
-        return Entry(m[1].decode(), domid, domid in self.domains or domid == ANYBODY)
+        return Entry(letter, domid, domid in self.domains or domid == ANYBODY)
 
     # ---- nodes
 
@@ -307,10 +301,10 @@ class Reference:
         if reply == (ERROR, b"EAGAIN\0"):
             moved = transaction.loose or self._lists_moved(who, transaction)
             if same and not moved:
-                raise Disagreement("commit", "EAGAIN", "no conflict")
+                raise Disagreement("commit", reply, "OK: there is no conflict")
             raise Refused("EAGAIN")
         if not same:
-            raise Disagreement("commit", transaction.log, outcomes)
+            raise Disagreement("commit", reply, f"EAGAIN: {transaction.log} are {outcomes} now")
         if too_many and (reply[0] == ERROR or mine > self.tree.owned(by.domid)):
             raise Refused("ENOSPC")
         happened = told_at_commit(self.tree, who, transaction.requests)
@@ -424,7 +418,7 @@ class Reference:
             for transaction in by.transactions.values():
                 transaction.domain_ends(domid)
         tree = self.tree.copy()
-        happened = tree.forget(domid)
+        happened = tree.forget(domid, keep_entries=self.keeps_entries)
         self._becomes(tree)
         del self.domains[domid]
         for other, domain in self.domains.items():
@@ -470,6 +464,20 @@ def concerns(watch: Watch, path: bytes) -> bool:
     if path == watch.path:
         return watch.depth is None or b"/" in path
     return path.rpartition(b"/")[0] == watch.path and bool(watch.depth)
+
+
+def entry_of(word: bytes) -> Entry:
+    """A letter and strtol of the rest, to whatever base."""
+    m = re.fullmatch(rb"([nrwb])\s*([+-]?)(0[xX][0-9a-fA-F]+|[0-9]+)", word)
+    if m is None:
+        raise Refused("EINVAL")
+    digits = m[3].lower()
+    try:
+        base = 16 if digits[:2] == b"0x" else 8 if digits[:1] == b"0" else 10
+        domid = int(digits, base)
+    except ValueError:
+        raise Refused("EINVAL") from None
+    return Entry(m[1].decode(), -domid if m[2] == b"-" else domid)
 
 
 def domid_of(word: bytes) -> int:

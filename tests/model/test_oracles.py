@@ -11,6 +11,7 @@ import pytest
 
 from tests.model import reference
 from tests.model.differences import Case, is_asked, is_forgiven
+from tests.model.harness import QUOTAS
 from tests.model.reference import Disagreement
 from tests.model.running import Running
 from tests.model.test_running import RunningMachine, play
@@ -28,11 +29,22 @@ class Oracle(Running):
 
     def __init__(self, daemon: Daemon, guests: tuple[int, ...]) -> None:
         self.ordered = daemon.name == "c"
+        self.default_quotas = QUOTAS | {"node-permissions": 6 if daemon.name == "c" else 1000}
         super().__init__(daemon, guests, {}, KNOWN_IN_4_17)
+        self.model.keeps_entries = daemon.name == "c"
+        nodes = self.model.tree.nodes
+        nodes[b"@releaseDomain"] = nodes[b"@introduceDomain"]  # newer ones let guests know
+
+    def leave(self) -> None:
+        """Each example has a daemon of its own: they start quickly, and a domain that comes again finds nothing old."""
+        if self.daemon.running():
+            os.kill(self.daemon.pid, signal.SIGKILL)  # an open transaction keeps oxenstored from ending
+        self.spent = True
+        super().leave()
 
     def case(self, number: int, op: int, tx_id: int, payload: bytes) -> Case:
         by = self.model.connections.get(number)
-        return Case(op, tx_id, payload, by is not None and by.bound)
+        return Case(op, tx_id, payload, by is not None and by.bound, self.model)
 
     def ask(self, number: int, op: int, tx_id: int, payload: bytes, cuts: int = 0) -> bytes | str:
         if not is_asked(self.daemon.name, self.case(number, op, tx_id, payload)):
@@ -41,13 +53,10 @@ class Oracle(Running):
 
 
 class OracleMachine(RunningMachine):
-    """Each example has a daemon of its own: they start quickly, and a domain that comes again finds nothing old."""
+    """Another example, another daemon."""
 
-    def begin_with(self) -> Running:
-        if self.daemon.running():
-            os.kill(self.daemon.pid, signal.SIGKILL)  # an open transaction keeps oxenstored from ending
-        self.daemon.stop()
-        self.daemon.start()
+    def begin_with(self) -> Oracle:
+        self.bring_up()
         return Oracle(self.daemon, self.guests)
 
     def forgives(self, disagreement: Disagreement) -> bool:

@@ -21,10 +21,14 @@ class RunningMachine(StoreMachine):
         super().__init__()
 
     def begin_with(self) -> Running:
+        self.bring_up()
+        return Running(self.daemon, self.guests)
+
+    def bring_up(self) -> None:
+        """Unless it runs."""
         if not self.daemon.running():
             self.daemon.stop()
             self.daemon.start()
-        return Running(self.daemon, self.guests)
 
     def teardown(self) -> None:
         try:
