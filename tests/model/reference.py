@@ -194,8 +194,9 @@ class Reference:
             if heard != wanted and not loose:
                 raise Disagreement(f"order of events of {other}", heard, wanted)
         kinds = [message[0] for message in said[number]]
-        if kinds.index(replies[0][0]) != len(kinds) - 1 - len(late):
-            raise Disagreement("place of the reply", kinds, "behind events, but before a watch's first one")
+        behind_events = [*[EVENT] * (len(kinds) - 1 - len(late)), replies[0][0], *[EVENT] * len(late)]
+        if kinds != behind_events:
+            raise Disagreement("place of the reply", kinds, behind_events)
 
     def _parse(self, by: Connection, op: int, payload: bytes) -> Request:
         """protocol, section 2 and the first checks of each operation."""

@@ -11,7 +11,8 @@ import pytest
 
 from tests.model import reference
 from tests.model.differences import Case, is_asked, is_forgiven
-from tests.model.harness import QUOTAS
+from tests.model.harness import DOMAIN_ENDS, QUOTAS
+from tests.model.nodes import DIRECTORY_PART
 from tests.model.reference import Disagreement
 from tests.model.running import Running
 from tests.model.test_running import RunningMachine, play
@@ -19,7 +20,10 @@ from tests.oracle.daemons import CXenstored, Daemon, OXenstored, short_run_dir
 
 pytestmark = pytest.mark.oracle
 
-KNOWN_IN_4_17 = reference.KNOWN - {reference.GET_FEATURE, 24, 25, reference.SET_QUOTA}
+KNOWN = {
+    "c": reference.KNOWN - {reference.GET_FEATURE, 24, 25, reference.SET_QUOTA},
+    "ocaml": reference.KNOWN - {reference.GET_FEATURE, 24, 25, reference.SET_QUOTA, DIRECTORY_PART},
+}
 
 
 class Oracle(Running):
@@ -30,10 +34,14 @@ class Oracle(Running):
     def __init__(self, daemon: Daemon, guests: tuple[int, ...]) -> None:
         self.ordered = daemon.name == "c"
         self.default_quotas = QUOTAS | {"node-permissions": 6 if daemon.name == "c" else 1000}
-        super().__init__(daemon, guests, {}, KNOWN_IN_4_17)
+        super().__init__(daemon, guests, {}, KNOWN[daemon.name])
         self.model.keeps_entries = daemon.name == "c"
         nodes = self.model.tree.nodes
         nodes[b"@releaseDomain"] = nodes[b"@introduceDomain"]  # newer ones let guests know
+
+    def destroy(self, domid: int) -> None:
+        if is_asked(self.daemon.name, self.case(0, DOMAIN_ENDS, 0, b"%d\0" % domid)):
+            super().destroy(domid)
 
     def leave(self) -> None:
         """Each example has a daemon of its own: they start quickly, and a domain that comes again finds nothing old."""
