@@ -13,7 +13,7 @@
 #define CHILD_VALUE_BYTES 8
 #define REMOVED_ONE_BY_ONE 20
 #define LISTS 50
-#define REMOVALS 5 /* of all children, for one figure */
+#define REMOVALS 3 /* of all children, for one figure */
 #define REMOVALS_LIMIT 1. /* seconds: after so long there is no other one */
 #define CHILDREN_HOME TOOLSTACK_HOME "kids"
 

@@ -201,12 +201,22 @@ class Tree:
         stack = [(child, _path_length(parts))]
         while stack:
             node, length = stack.pop()
-            owner = node.acl[0][1]
-            counts[owner] = counts.get(owner, 0) + 1
-            if owner != UNCHARGED:
-                charges[owner] = charges.get(owner, 0) + _charge(node, length)
+            acl = node.acl
+            owner, count, charge = acl[0][1], 1, 0
+            charged = owner != UNCHARGED
+            if charged:
+                charge = _charge(node, length)
             if node.children:
-                stack += [(below, length + len(name) + 1) for name, below in node.children.items()]
+                for name, below in node.children.items():
+                    if below.acl is not acl or below.children is not None:
+                        stack.append((below, length + len(name) + 1))
+                        continue
+                    count += 1  # like most: nothing below it, and its parent's list
+                    if charged:
+                        charge += _charge(below, length + len(name) + 1)
+            counts[owner] = counts.get(owner, 0) + count
+            if charged:
+                charges[owner] = charges.get(owner, 0) + charge
         for owner, count in counts.items():
             self._account(owner, -count, -charges.get(owner, 0))
         return child
