@@ -42,6 +42,13 @@ class Oracle(Running):
     def destroy(self, domid: int) -> None:
         if is_asked(self.daemon.name, self.case(0, DOMAIN_ENDS, 0, b"%d\0" % domid)):
             super().destroy(domid)
+            self.let_time_pass()
+
+    def let_time_pass(self) -> None:
+        """C 4.17 tells a domain from an earlier one of its number only if a transaction has begun (or a node was written)
+        between them: else the new one may do what the old one might."""
+        self.admin.abort(self.admin.start())
+        self.admin.forget()
 
     def leave(self) -> None:
         """Each example has a daemon of its own: they start quickly, and a domain that comes again finds nothing old."""
@@ -57,7 +64,10 @@ class Oracle(Running):
     def ask(self, number: int, op: int, tx_id: int, payload: bytes, cuts: int = 0) -> bytes | str:
         if not is_asked(self.daemon.name, self.case(number, op, tx_id, payload)):
             return "not asked"
-        return super().ask(number, op, tx_id, payload, cuts)
+        answer = super().ask(number, op, tx_id, payload, cuts)
+        if op == reference.RELEASE:
+            self.let_time_pass()
+        return answer
 
 
 class OracleMachine(RunningMachine):
