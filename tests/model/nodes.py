@@ -4,6 +4,7 @@ Half of the reference model (see `tests.model.reference`).  Knows nothing of con
 """
 
 from collections.abc import Callable
+from copy import copy
 from typing import Final, NamedTuple
 
 DIRECTORY, READ, GET_PERMS, WRITE, MKDIR, RM, SET_PERMS, DIRECTORY_PART = 1, 2, 3, 11, 12, 13, 14, 22
@@ -101,11 +102,18 @@ class Happening(NamedTuple):
 class Tree:
     """All nodes by path, in order of creation; special nodes among them."""
 
+    keeps_entries = False
+    """What was given to a domain that has ended stays in the lists, and counts no more: so in C 4.17."""
+    inherits_owner = False
+    """A guest's new node belongs to whom the one above it belongs: so in oxenstored."""
+
     def __init__(self, nodes: dict[bytes, Node]) -> None:
         self.nodes = nodes
 
     def copy(self) -> "Tree":
-        return Tree(dict(self.nodes))
+        tree = copy(self)
+        tree.nodes = dict(self.nodes)
+        return tree
 
     def children(self, path: bytes) -> list[bytes]:
         return [p[p.rfind(b"/") + 1 :] for p in self.nodes if p[:1] == b"/" and p != b"/" and parent_of(p) == path]
@@ -137,7 +145,7 @@ class Tree:
         if who.full:
             raise Refused("ENOSPC")
         acl = self.acl(above)
-        if not who.privileged:
+        if not who.privileged and not self.inherits_owner:
             acl = (acl[0]._replace(domid=who.domid), *acl[1:])
         missing = [path]
         while parent_of(missing[0]) != above:
@@ -235,11 +243,10 @@ class Tree:
         prefix = path if path != b"/" else b""
         return [path] + [p for name in self.children(path) for p in self.walk(prefix + b"/" + name)]
 
-    def forget(self, domid: int, *, keep_entries: bool = False) -> list[Happening]:
+    def forget(self, domid: int) -> list[Happening]:
         """A domain is no more: its nodes go, and what it was given (XSA-322).  Root and special nodes pass to domain 0.
 
         An entry that never counted, because there was no such domain when it was written, stays: it gives nobody anything.
-        With `keep_entries` all stay, and count no more.
         """
         told: list[Happening] = []
         special = [path for path in self.nodes if path[:1] == b"@"]
@@ -252,7 +259,7 @@ class Tree:
                 continue
             owner = acl[0]._replace(domid=0) if acl[0].domid == domid else acl[0]
             kept = [entry._replace(counts=entry.counts and entry.domid != domid) for entry in acl[1:]]
-            if not keep_entries:
+            if not self.keeps_entries:
                 kept = [entry for entry in acl[1:] if entry.domid != domid or not entry.counts]
             self.nodes[path] = Node(value, (owner, *kept))
         return told

@@ -112,8 +112,6 @@ class Reference:
         self.domains: dict[int, Domain] = {}
         self.quotas = quotas
         self.known = known
-        self.keeps_entries = False
-        """What was given to a domain that has ended stays in the lists, and counts no more, as in C 4.17."""
         self._domain(0).introduced = True
 
     @property
@@ -419,7 +417,7 @@ class Reference:
             for transaction in by.transactions.values():
                 transaction.domain_ends(domid)
         tree = self.tree.copy()
-        happened = tree.forget(domid, keep_entries=self.keeps_entries)
+        happened = tree.forget(domid)
         self._becomes(tree)
         del self.domains[domid]
         for other, domain in self.domains.items():

@@ -35,9 +35,10 @@ class Oracle(Running):
         self.ordered = daemon.name == "c"
         self.default_quotas = QUOTAS | {"node-permissions": 6 if daemon.name == "c" else 1000}
         super().__init__(daemon, guests, {}, KNOWN[daemon.name])
-        self.model.keeps_entries = daemon.name == "c"
-        nodes = self.model.tree.nodes
-        nodes[b"@releaseDomain"] = nodes[b"@introduceDomain"]  # newer ones let guests know
+        tree = self.model.tree
+        tree.keeps_entries = daemon.name == "c"
+        tree.inherits_owner = daemon.name == "ocaml"
+        tree.nodes[b"@releaseDomain"] = tree.nodes[b"@introduceDomain"]  # newer ones let guests know
 
     def destroy(self, domid: int) -> None:
         if is_asked(self.daemon.name, self.case(0, DOMAIN_ENDS, 0, b"%d\0" % domid)):
