@@ -180,6 +180,11 @@ FORGIVEN: Final[tuple[Forgiven, ...]] = (
     ),
     Forgiven(
         (C,),
+        "in a transaction a node cannot be removed whose copy lists a child that has gone meanwhile",
+        lambda c, d: c.op == RM and c.tx_id > 0 and d.got == "EIO",
+    ),
+    Forgiven(
+        (C,),
         "RELEASE is answered before its events",
         lambda c, d: c.op == RELEASE and d.what == "place of the reply",
     ),
