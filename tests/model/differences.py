@@ -96,7 +96,7 @@ def errors(outcome: object) -> set[str]:
 def same_names(got: object, wanted: object) -> bool:
     """Whether a reply or an answer has the names of the wanted one (or of a possible one) in whatever order."""
     possible = wanted if isinstance(wanted, list) else [wanted]
-    return names_in(got) in [names_in(each) for each in possible]
+    return not errors(got) and names_in(got) in [names_in(each) for each in possible]
 
 
 def names_in(outcome: object) -> list[bytes]:
