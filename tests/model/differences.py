@@ -84,6 +84,11 @@ def introduced_again(case: Case) -> bool:
     return case.op == INTRODUCE and case.words[0] in known
 
 
+def stands_in(case: Case) -> bool:
+    """Whether any domain has a target."""
+    return any(domain.target is not None for domain in case.model.domains.values())
+
+
 def errors(outcome: object) -> set[str]:
     """The name of the error in a reply or an answer; the names in a list of possible answers."""
     if isinstance(outcome, list):
@@ -151,7 +156,7 @@ NOT_ASKED: Final = (
     NotAsked(
         (C,),
         "whatever has been a target once is not let go in 4.17",
-        lambda c: c.op in {RELEASE, DOMAIN_ENDS} and any(d.target is not None for d in c.model.domains.values()),
+        lambda c: c.op in {RELEASE, DOMAIN_ENDS} and stands_in(c),
     ),
 )
 
@@ -248,6 +253,16 @@ FORGIVEN: Final[tuple[Forgiven, ...]] = (
         (C,),
         "what a transaction wrote and then removed with a node above it is told to all watchers, not to exact ones alone",
         lambda c, d: c.op == END and d.what.startswith("events") and has_all(d.got, d.wanted),
+    ),
+    Forgiven(
+        (C,),
+        "of what a transaction removed only those are told who could read it, not who may read the node above it",
+        lambda c, d: c.op == END and d.what.startswith("events of a guest") and has_all(d.wanted, d.got),
+    ),
+    Forgiven(
+        (OCAML,),
+        "a domain has the rights of all entries that name it or its target",
+        lambda c, d: stands_in(c) and ("EACCES" in errors(d.wanted) or has_all(d.got, d.wanted)) and not errors(d.got),
     ),
     Forgiven(
         (OCAML,),

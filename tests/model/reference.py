@@ -188,7 +188,8 @@ class Reference:
             heard = [message for message in said.get(other, []) if message[0] == EVENT]
             wanted = events.get(other, []) + (late if other == number else [])
             if Counter(heard) != Counter(wanted):
-                raise Disagreement(f"events of {other}", heard, wanted)
+                whose = "a guest" if self.connections[other].bound else "a socket"
+                raise Disagreement(f"events of {whose}, {other}", heard, wanted)
             if heard != wanted and not loose:
                 raise Disagreement(f"order of events of {other}", heard, wanted)
         kinds = [message[0] for message in said[number]]

@@ -366,13 +366,13 @@ def name_of(pid: int) -> str:
 def session_members(leader: int) -> list[int]:
     """The living processes of a session: a daemon's are all in the one that its main process leads."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
+    for name in filter(str.isdigit, os.listdir("/proc")):
         try:
-            fields = path.read_text().rpartition(")")[2].split()
+            fields = Path("/proc", name, "stat").read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             continue
         if fields[0] not in "ZX" and int(fields[3]) == leader:
-            found.append(int(path.parent.name))
+            found.append(int(name))
     return sorted(found)
 
 
