@@ -71,9 +71,9 @@ class TortureDaemon(OurDaemon):
 
 def _processes(session: int) -> Iterator[list[str]]:
     """Fields of /proc/PID/stat from the state on, of all processes of a session."""
-    for path in Path("/proc").glob("[0-9]*/stat"):
+    for path in Path("/proc").glob("[0-9]*"):
         with suppress(FileNotFoundError, ProcessLookupError):
-            fields = path.read_text().rpartition(")")[2].split()
+            fields = (path / "stat").read_text().rpartition(")")[2].split()
             if int(fields[3]) == session:
                 yield fields
 
