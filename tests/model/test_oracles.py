@@ -60,7 +60,7 @@ class Oracle(Running):
 
     def case(self, number: int, op: int, tx_id: int, payload: bytes) -> Case:
         by = self.model.connections.get(number)
-        return Case(op, tx_id, payload, by is not None and by.bound, self.model)
+        return Case(op, tx_id, payload, self.model, None if by is None else by.transactions.get(tx_id))
 
     def ask(self, number: int, op: int, tx_id: int, payload: bytes, cuts: int = 0) -> bytes | str:
         if not is_asked(self.daemon.name, self.case(number, op, tx_id, payload)):
