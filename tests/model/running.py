@@ -18,6 +18,8 @@ from tests.oracle.daemons import Daemon
 BARRIER: Final = 0x7B000001
 PORT: Final = 7
 """Of the guests' event channels."""
+SILENCE: Final = 20.0
+"""Seconds after which no answer comes any more, however busy the machine is."""
 CHECKED_EVERY: Final = 12
 """Steps after which the whole tree is read and compared."""
 
@@ -106,7 +108,7 @@ class Running(Harness):
         client = self.client(number)
         for piece in filter(None, pieces):
             client.send_raw(piece)
-        reply = client.reply(REQ_ID)
+        reply = client.reply(REQ_ID, SILENCE)
         numbers = set(self.model.connections)
         if reply.op == Op.RELEASE:
             data = b"".join(pieces)
@@ -132,7 +134,7 @@ class Running(Harness):
         for client in clients.values():
             client.send_raw(pack(Op.GET_DOMAIN_PATH, b"0\0", req_id=BARRIER))
         for client in clients.values():
-            client.reply(BARRIER)
+            client.reply(BARRIER, SILENCE)
         told = {}
         for number, client in clients.items():
             told[number] = [(m.op, m.req_id, m.tx_id, m.payload) for m in client.arrived if m.req_id != BARRIER]
