@@ -26,7 +26,7 @@ STAMP := $(VENV)/.tools
 PLOTS := $(VENV)/.plots
 FUZZING := $(VENV)/.fuzz
 COMPILED := .venv-compiled
-HELPERS := recovery_box/_lanes.c recovery_box/_journal.c recovery_box/_remnant.c
+HELPERS := recovery_box/_lanes.c recovery_box/_journal.c recovery_box/_clone.c
 COMPILED_STAMP := $(COMPILED)/.stamp
 SOURCES := $(wildcard protocol/*.py recovery_box/*.py xenstore_state/*.py xenstore_logic/*.py xenstored/*.py)
 

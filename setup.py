@@ -1,6 +1,6 @@
 """What pyproject.toml cannot say: extensions that may be missing, for want of a compiler or because nobody asked for them.
 
-`_lanes`, `_journal` and `_remnant` are compiled wherever there is a compiler.  With XOARSTORE_COMPILED=1 the typed modules on
+`_lanes`, `_journal` and `_clone` are compiled wherever there is a compiler.  With XOARSTORE_COMPILED=1 the typed modules on
 the way of a request are compiled too, by mypyc and as they stand: what they do is the same, in half the time
 (`docs/decisions/007`).
 """
@@ -37,7 +37,7 @@ def extensions() -> list[Extension]:
     """What is to be compiled."""
     helpers = [
         Extension(f"recovery_box.{name}", [f"recovery_box/{name}.c"], optional=True)
-        for name in ("_lanes", "_journal", "_remnant")
+        for name in ("_lanes", "_journal", "_clone")
     ]
     if os.environ.get("XOARSTORE_COMPILED") != "1":
         return helpers

@@ -41,7 +41,7 @@ print(json.dumps({"implementation": platform.python_implementation(), "version":
                   "compiler": platform.python_compiler(), "compiled": sorted(compiled),
                   "where": importlib.import_module("xenstored").__path__[0]}))
 """
-_HELPERS = frozenset({"recovery_box._lanes", "recovery_box._journal", "recovery_box._remnant"})
+_HELPERS = frozenset({"recovery_box._lanes", "recovery_box._journal", "recovery_box._clone"})
 
 
 class Build(NamedTuple):

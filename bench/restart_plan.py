@@ -247,11 +247,13 @@ def _at(standing: Stand, kind: str, interval: float, seconds: float) -> dict[str
     if not isinstance(standing, Ours) or kind != "planned":
         return standing.every(interval, seconds, kind)
     before = standing.restarts()
-    standing.pinning = bool(interval)
+    if not interval:
+        standing.release()
     standing.policy(f"every={interval}" if interval else PER_REQUEST)
     try:
         answer = standing.steady(seconds)
     finally:
         standing.pinning = True
         standing.policy("on-crash")
+        standing.place()
     return answer | {"restarts": standing.restarts() - before}

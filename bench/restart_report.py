@@ -30,7 +30,7 @@ to any wait. "kill": `kill -9` of Logic. "planned": Logic ends at the end of a t
 daemon starts again with the code that is installed (`restart slow`). "live update": `xenstore-control live-update` to the same
 program. Client and serving process share one core, State and everything else has the other. Under Downtime State may use both while
 it makes a new Logic, so that the kernel places that as it would on a host; it is moved to the client's core as soon as its pid is
-known. Under Throughput a new Logic begins on State's core; with `per-request` it stays there.
+known. Under Throughput a new Logic begins on State's core; with `per-request` all of the daemon may use both.
 
 Loss is against the median of the same client's throughput between the stretches with restarts. "lost a restart": the sum of all
 waits of more than 1 ms, divided by the number of restarts; it holds what the machine did, too.

@@ -145,7 +145,7 @@ class Ours(Stand):
     def __init__(self, run_dir: Path) -> None:
         super().__init__(OurDaemon(run_dir, ["--guardian"]))
         self.pinning = True
-        """Whether a new Logic joins the client's core: not when there are hundreds a second."""
+        """Whether a new Logic joins the client's core."""
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -173,6 +173,14 @@ class Ours(Stand):
         logic = self.logic_pid()
         pin([pid for pid in self.daemon_pids() if pid != logic], self.cores.beside)
         pin([logic], self.cores.serving)
+
+    def release(self) -> None:
+        """Lets the kernel place all processes of the daemon, and those that follow: there are hundreds a second."""
+        self.pinning = False
+        for pid in self.daemon_pids():
+            for task in Path(f"/proc/{pid}/task").glob("*"):
+                with suppress(ProcessLookupError):
+                    os.sched_setaffinity(int(task.name), set(self.cores))
 
     def policy(self, text: str) -> None:
         """When Logic is restarted on purpose."""

@@ -13,7 +13,7 @@ import os
 import resource
 import socket
 import struct
-from typing import Final
+from typing import Final, Self
 
 _NOTE: Final = struct.Struct("=QIIi")
 """Connection id, slot, descriptor number, domid."""
@@ -116,9 +116,14 @@ def is_exhaustion(error: OSError) -> bool:
 
 def lowered(end: socket.socket) -> socket.socket:
     """The same socket under the lowest free number: connections must not find one, nor meet this one's."""
-    low = socket.socket(fileno=fcntl.fcntl(end.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))
+    low = fcntl.fcntl(end.fileno(), fcntl.F_DUPFD_CLOEXEC, 3)
     end.close()
-    return low
+    return pair_end(low)
+
+
+def pair_end(fd: int) -> socket.socket:
+    """One end of a pair as processes here have them between each other, by its descriptor."""
+    return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd)
 
 
 class Handover:
@@ -128,6 +133,13 @@ class Handover:
         self._keeper, self._worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._keeper.setblocking(False)
         self._worker.setblocking(False)
+
+    @classmethod
+    def of_descriptor(cls, fd: int) -> Self:
+        """The end of a worker that it was sent (`worker_fd`)."""
+        handover = cls.__new__(cls)
+        handover._worker = handover._keeper = pair_end(fd)  # there is no other here
+        return handover
 
     @property
     def worker_fd(self) -> int:

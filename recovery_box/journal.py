@@ -59,7 +59,7 @@ class RecordTooLarge(Exception):
 class Producer:
     """The writing end.  One per box at a time; a new one continues where the last one published."""
 
-    __slots__ = ("_address", "_head", "_memory", "_on_full", "_sequence", "_tail", "_words")
+    __slots__ = ("_address", "_head", "_memory", "_on_full", "_tail", "_words", "sequence")
 
     def __init__(self, box: Box, sequence: int, on_full: Callable[[], None]) -> None:
         """`sequence` is that of the last published record; `on_full` wakes the consumer and waits a moment."""
@@ -68,7 +68,8 @@ class Producer:
         self._words = box.words.view
         self._head = self._words[W_HEAD]
         self._tail = self._words[W_TAIL]
-        self._sequence = sequence
+        self.sequence = sequence
+        """Of the last published record."""
         self._on_full = on_full
 
     @property
@@ -79,10 +80,10 @@ class Producer:
     def publish(self, record: tuple[Any, ...]) -> None:
         """Publishes a record: numbers, bytes, strings, and tuples of these.  Otherwise like `append`."""
         if self._address is not None:
-            head = _journal.publish(self._address, self._head, self._tail, self._sequence + 1, record)
+            head = _journal.publish(self._address, self._head, self._tail, self.sequence + 1, record)
             if head is not None:
                 self._head = head
-                self._sequence += 1
+                self.sequence += 1
                 return
         self.append(pack(record))
 
@@ -100,7 +101,7 @@ class Producer:
             head, at = self._head, 0
         if head + size - self._tail > JOURNAL_SIZE:
             self._wait(size)
-        sequence = self._sequence = self._sequence + 1
+        sequence = self.sequence = self.sequence + 1
         at += PAGE
         kind |= n
         check = crc32(body, (sequence ^ kind) & _M32)
@@ -119,8 +120,8 @@ class Producer:
             self._wait(left)
         if left >= _ENTRY.size:
             at = PAGE + (head & _MASK)
-            check = crc32(b"", (self._sequence ^ _FILLER) & _M32)
-            self._memory[at : at + _ENTRY.size] = _ENTRY.pack(_FILLER, check, self._sequence)
+            check = crc32(b"", (self.sequence ^ _FILLER) & _M32)
+            self._memory[at : at + _ENTRY.size] = _ENTRY.pack(_FILLER, check, self.sequence)
         self._words[W_HEAD] = self._head = head + left
 
     def _wait(self, size: int) -> None:

@@ -6,10 +6,10 @@ which they were sent.  Either end that is gone shows as EOF.  What a message mea
 
 import socket
 from collections import deque
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, Self
 
-from recovery_box.custody import lowered
+from recovery_box.custody import lowered, pair_end
 
 MESSAGE_MAX: Final = 4096
 """Bytes of one message."""
@@ -25,6 +25,15 @@ class Line:
             end.setblocking(False)
         self._untold: deque[bytes] = deque()
 
+    @classmethod
+    def of_descriptors(cls, asks: int, hears: int) -> Self:
+        """The ends of a worker that it was sent (`worker_ends`)."""
+        line = cls.__new__(cls)
+        line._worker_asks, line._worker_hears = pair_end(asks), pair_end(hears)
+        line._keeper_answers, line._keeper_tells = line._worker_asks, line._worker_hears  # there are no others here
+        line._untold = deque()
+        return line
+
     # ---- the keeper's end
 
     @property
@@ -36,6 +45,11 @@ class Line:
     def telling_fd(self) -> int:
         """Writable in the keeper when the worker can be told more."""
         return self._keeper_tells.fileno()
+
+    @property
+    def worker_ends(self) -> tuple[int, int]:
+        """Descriptors of the worker's ends, to be sent to it when it is no child of a fork of the keeper's."""
+        return self._worker_asks.fileno(), self._worker_hears.fileno()
 
     def in_keeper(self) -> None:
         """To be called in the keeper after the fork."""
@@ -55,6 +69,13 @@ class Line:
             return False
         return True
 
+    def listen(self) -> bytes | None:
+        """What the worker says without waiting for an answer (`say`); None if that is nothing."""
+        try:
+            return self._keeper_answers.recv(MESSAGE_MAX) or None
+        except (BlockingIOError, ConnectionResetError):
+            return None
+
     def tell(self, message: bytes) -> bool:
         """Sends news; False when it has to wait until `telling_fd` is writable (then `tell_rest`)."""
         self._untold.append(message)
@@ -72,6 +93,15 @@ class Line:
                 return True
             self._untold.popleft()
         return True
+
+    def entrust(self, message: bytes, descriptors: Sequence[int]) -> bool:
+        """Sends news with duplicates of descriptors, to a worker that expects them (`receive`); False if that can't be now."""
+        try:
+            return not self._untold and bool(
+                socket.send_fds(self._keeper_tells, [message], descriptors, socket.MSG_NOSIGNAL)
+            )
+        except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+            return False
 
     # ---- the worker's end
 
@@ -107,6 +137,23 @@ class Line:
         if not message:
             raise EOFError("the keeper is gone")
         return message
+
+    def receive(self, most: int, descriptors: int) -> tuple[bytes, list[int]] | None:
+        """The same with descriptors, at most so many."""
+        try:
+            message, received, _, _ = socket.recv_fds(self._worker_hears, most, descriptors, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return None
+        if not message:
+            raise EOFError("the keeper is gone")
+        return message, received
+
+    def say(self, message: bytes) -> None:
+        """Says something to which there is no answer (`listen`).  Raises `EOFError` when the keeper is gone."""
+        try:
+            self._worker_asks.send(message, socket.MSG_NOSIGNAL)
+        except (BrokenPipeError, ConnectionResetError):
+            raise EOFError("the keeper is gone") from None
 
     def close(self) -> None:
         """Closes all ends, as far as they are open here."""

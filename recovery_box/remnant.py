@@ -12,9 +12,9 @@ from typing import Final
 from recovery_box.prctl import be_called
 
 try:
-    from recovery_box import _remnant
+    from recovery_box import _clone
 except ImportError:  # no compiler was there
-    _remnant = None  # type: ignore[assignment]  # an optional module
+    _clone = None  # type: ignore[assignment]  # an optional module
 
 log = logging.getLogger(__name__)
 
@@ -24,10 +24,10 @@ NAME: Final = b"xenstore-rest"
 
 def make(name: bytes) -> None:
     """Makes the remnant of this process, once, which is called `name` from then on."""
-    if _remnant is not None:
+    if _clone is not None:
         be_called(NAME)  # which the remnant inherits, so that it never goes by another
         try:
-            _remnant.make()
+            _clone.remnant()
         except OSError as e:
             log.debug("there is no remnant: %s", e)
     be_called(name)

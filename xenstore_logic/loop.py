@@ -94,6 +94,11 @@ class Loop:
         """The generation at which the next digest of the tree is due, whichever Logic gets there."""
         return (self.core.store.tree.generation // DIGEST_EVERY + 1) * DIGEST_EVERY
 
+    @property
+    def published(self) -> int:
+        """Number of the last record that any Logic has published."""
+        return self._journal.sequence
+
     # ---- wiring
 
     def listen_to(self, fd: int, callback: Callable[[], None]) -> None:

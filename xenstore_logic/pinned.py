@@ -64,9 +64,11 @@ class PinnedTurns:
         channel, mask = min(alone, key=lambda pair: (pair[0].connection.id <= last, pair[0].connection.id))
         self._words[W_PINNED] = channel.connection.id
         self._pin(channel.connection)
+        published = loop.published
         self._serve(channel, mask)
         loop.note(channel)
-        self._synchronize()
+        if loop.published != published:
+            self._synchronize()
         loop.flush()
         if rings is not None:
             rings.unmask_only(channel, [c for c, _ in alone if c in self._kicked])

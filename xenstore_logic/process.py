@@ -39,14 +39,22 @@ OOM_SCORE: Final = 200
 NAME: Final = b"xenstore-logic"
 NAME_BEFORE: Final = b"xenstore-next"
 """What one is called that stands by."""
+NAME_OF_TEMPLATE: Final = b"xenstore-model"
 
 
 def run_logic(inheritance: Inheritance) -> int:
     """Runs Logic until it is told to end, or retires.  To be called in a fresh fork of State.  The exit status.
 
-    One that stands by comes as far as it can without touching a connection, and waits there for its turn.
+    One that stands by comes as far as it can without touching a connection, and waits there for its turn.  A template never gets
+    further itself, its children do.
     """
-    _settle_in(NAME if inheritance.stand_by is None else NAME_BEFORE)
+    end_with_parent()
+    _be_dispensable()
+    if inheritance.template is not None:
+        be_called(NAME_OF_TEMPLATE)
+        inheritance = inheritance.template(inheritance).children()
+        end_with_parent()
+    remnant.make(NAME if inheritance.stand_by is None else NAME_BEFORE)
     if inheritance.hypervisor is not None:
         inheritance.hypervisor.in_logic()
     guest = Guest()
@@ -63,6 +71,7 @@ def run_logic(inheritance: Inheritance) -> int:
         host = XenHost(inheritance.store, inheritance.line, inheritance.hypervisor)
     core = Core(inheritance.store, HANDLERS, host)
     apply_trace_settings(core)
+    assert inheritance.epoll is not None
     loop = Loop(core, inheritance.box, inheritance.producer(), inheritance.epoll, inheritance.wake)
     loop.poison = inheritance.poison
     loop.inherit(inheritance.sockets)
@@ -114,9 +123,7 @@ def _write_down_and_end(inheritance: Inheritance) -> None:
         os._exit(1)
 
 
-def _settle_in(name: bytes) -> None:
-    end_with_parent()
-    remnant.make(name)
+def _be_dispensable() -> None:
     try:
         fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
         os.write(fd, b"%d" % OOM_SCORE)

@@ -95,7 +95,7 @@ class Keeper:
             self._leave,
         )
         self.succession = Succession(estate, first, run_logic, logic_pid_file, first_number)
-        self._reception.newcomer = self.succession.reserve.welcome
+        self._reception.newcomer = self.succession.welcome
         self._hypervisor = hypervisor
         self._registrar = (
             Registrar(
@@ -186,7 +186,7 @@ class Keeper:
         words = self.box.words
         timeout = TICK if self._consumer.empty else 0
         resting = quiet > AWAKE_TICKS and self._reception.sockets.complete
-        self.succession.reserve.look_after(resting=resting)
+        self.succession.look_after(resting=resting)
         if resting:
             words[W_ASLEEP] = 1
             timeout = SLEEP if self._consumer.empty else 0
@@ -212,7 +212,7 @@ class Keeper:
                 self._answer()
             elif fd == self.succession.logic.line.telling_fd and self._line_blocked:
                 self._tell(b"")
-            elif not self.succession.reserve.has_ended(fd):
+            elif not self.succession.hear(fd):
                 self._guarded.has_ended(fd)
 
     def _try_again(self) -> None:
@@ -226,7 +226,7 @@ class Keeper:
     def _on_signals(self, numbers: bytes) -> None:
         if signal.SIGHUP in numbers:
             self.reopen_logs()
-            self.succession.reserve.dismiss()  # it would go on with the old ones
+            self.succession.nobody_stands_by()  # it would go on with the old ones
             self.succession.logic.signal(signal.SIGHUP)
         if signal.SIGCHLD in numbers:
             self.succession.reap_remnants()
@@ -237,7 +237,7 @@ class Keeper:
 
     def _stop(self) -> None:
         """The orderly end: Logic finishes its turn, everything published is applied."""
-        self.succession.reserve.dismiss()
+        self.succession.nobody_stands_by()
         self.succession.logic.signal(signal.SIGTERM)
         deadline = time.monotonic() + STOP_SECONDS
         while not self.succession.logic.ended(TICK):
@@ -340,7 +340,7 @@ class Keeper:
     def _distrust(self, why: str) -> None:
         """A record cannot be true: it and all later ones are void, and Logic with them."""
         log.error("Logic published a record that cannot be true (%s): it is killed, what it says is void", why)
-        self.succession.reserve.dismiss()  # what it follows is not all that has happened
+        self.succession.nobody_stands_by()  # what it follows is not all that has happened
         if self.succession.logic.pid:
             self.succession.distrusted = True
             self.succession.logic.signal(signal.SIGKILL)

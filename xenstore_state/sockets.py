@@ -77,11 +77,10 @@ class Sockets:
         taken, self._next = self._next, None
         return taken
 
-    def peek(self) -> select.epoll:
-        """The next set, for a Logic that stands by: it goes on being filled here until it is taken."""
-        self._begin()
-        assert self._next is not None
-        return self._next
+    def close_in_fork(self) -> None:
+        """In a process that was forked ahead: the set that it will wait with is given to it with its turn."""
+        if self._next is not None:
+            self._next.close()
 
     def renew(self, last: select.epoll) -> None:
         """In State, after the fork: what is filled from now on is for the Logic after this one.

@@ -17,7 +17,7 @@ import select
 import signal
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
@@ -58,7 +58,7 @@ written after that is not its to repeat."""
 
 
 class Turn(NamedTuple):
-    """What it is told when its turn comes."""
+    """What it is told when its turn comes; the epoll set that it will wait with comes with it."""
 
     newcomers: int
     """How many descriptors wait for it."""
@@ -106,9 +106,10 @@ class Follower:
 
         Raises `EOFError` when State is gone, `Incomplete` or one of `FAILURES` when State cannot be followed.
         """
-        message = self._given.line.hear(TURN_MAX)
-        if message is None:
+        received = self._given.line.receive(TURN_MAX, 1)
+        if received is None:
             return None
+        message, descriptors = received
         turn = None
         if message[:1] == b".":
             _, *until = _POKE.unpack(message)
@@ -117,7 +118,7 @@ class Follower:
             turn = Turn(*msgpack.unpackb(message, use_list=False, strict_map_key=False))
             self._catch_up(turn.place)
         self._given.box.words[W_FOLLOWED] = self._repetition.known.sequence
-        return self._begin(turn) if turn is not None else None
+        return self._begin(turn, *descriptors) if turn is not None else None
 
     def _catch_up(self, until: tuple[int, int]) -> None:
         """Does what State had done when it had written so far (number of the ledger, bytes of it)."""
@@ -159,7 +160,15 @@ class Follower:
         store.closed.clear()
         store.opened.clear()
 
-    def _begin(self, turn: Turn) -> Inheritance:
+    def _take(self, newcomers: int) -> None:
+        """Takes connections that have come since; it has followed to where they came."""
+        for _ in range(newcomers):
+            taken = self._given.handover.take()
+            if taken is None:
+                raise Incomplete("a connection was not handed over")
+            self._open.add(taken[2])
+
+    def _begin(self, turn: Turn, epoll: int) -> Inheritance:
         self._reader.close()
         connections = self._given.store.items.connections
         for connection in self._repetition.waiting:
@@ -168,11 +177,7 @@ class Follower:
                 connection.pending.begin_at(position)
             else:
                 connection.pending.clear()
-        for _ in range(turn.newcomers):
-            taken = self._given.handover.take()
-            if taken is None:
-                raise Incomplete("a connection was not handed over")
-            self._open.add(taken[2])
+        self._take(turn.newcomers)
         known = set(self._sockets)
         if self._open != known:
             raise Incomplete(
@@ -180,6 +185,7 @@ class Follower:
             )
         return replace(
             self._given,
+            epoll=select.epoll.fromfd(epoll),
             begun=[connections.find(number) for number in turn.begun] if turn.begun is not None else None,
             last=decode(turn.last) if turn.last else None,
             sequence=turn.sequence,
@@ -219,11 +225,16 @@ class Reserve:
         """A Logic begins to serve: the next one is forked a moment later, or at once if this one's life is short."""
         self._due = began if at_once else began + SETTLED_SECONDS
 
-    def begin(self, worker: Worker, place: Place, sequence: int, now: float) -> None:
-        """Somebody stands by from now on, who was forked when State had written so far, and applied so many records."""
+    def begin(
+        self, worker: Worker, place: Place, sequence: int, now: float, newcomers: Iterable[Connection] = ()
+    ) -> None:
+        """Somebody stands by from now on, who was forked when State had written so far, and applied so many records.
+
+        `newcomers` have come since then.
+        """
         self._worker = worker
         self._began = self._poked = place
-        self._newcomers.clear()
+        self._newcomers[:] = newcomers
         self._box.words[W_FOLLOWED] = sequence
         self._due = now + self._wait
         self._wait = min(AGAIN_MAX, self._wait * 2)

@@ -14,12 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from recovery_box import custody, remnant
+from recovery_box import custody, remnant, sibling
 from recovery_box.box import W_ACTIVE, W_BEAT, W_NEWS, Box
 from recovery_box.items import Connection
 from recovery_box.journal import Consumer
 from xenstore_state import divergence
 from xenstore_state.hypervisor import Hypervisor
+from xenstore_state.nursery import Nursery, Template
 from xenstore_state.pulse import Pulse
 from xenstore_state.reception import Reception
 from xenstore_state.records import Applier, encode
@@ -27,7 +28,7 @@ from xenstore_state.restarts import ALONE, ASKED, REASONS, Death, Planned, Polic
 from xenstore_state.standby import Follower, Reserve, Turn
 from xenstore_state.store import Store
 from xenstore_state.survival import Survival
-from xenstore_state.worker import Inheritance, StandBy, Worker, fork
+from xenstore_state.worker import Breeding, Inheritance, StandBy, Worker, fork
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ NODES_FOR_ANOTHER: Final = 250_000
 """With so many nodes Logic gets the same time once more: one request may remove them all."""
 WORKER_DESCRIPTORS: Final = 20
 """Numbers that making another Logic takes for a moment, at most, and one that stands by keeps."""
+BIRTH_SECONDS: Final = 0.02
+"""How long State waits for somebody who is being forked for it: to fork takes about as long."""
 NO_MEMORY: Final = 20
 """Exit status of a Logic that could get no more; none of `Planned`."""
 SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD})
@@ -81,7 +84,8 @@ class Succession:
         """Whoever serves."""
         self.epoll_set = select.epoll()
         """What it waits with."""
-        self.reserve = Reserve(estate.box, estate.survival, estate.epoll)
+        self._reserve = Reserve(estate.box, estate.survival, estate.epoll)
+        self._nursery = Nursery(estate.survival, estate.epoll)
         self.restarts = Restarts(estate.store, estate.box, estate.reception.at)
         self.watchdog = WATCHDOG
         self.stand_by = True
@@ -109,49 +113,71 @@ class Succession:
         Who has `asked` for another one may want memory back: it shares all that it can with State.
         """
         self._estate.box.words[W_NEWS] = int(self._estate.store.domains.untold)
-        ready = self.reserve.turn(self._estate.consumer.sequence, shared=asked)
+        if not self._reserve.pid:
+            self._have_next_stand_by(BIRTH_SECONDS)
+        ready = self._reserve.turn(self._estate.consumer.sequence, shared=asked)
         last, self.epoll_set = self.epoll_set, self._estate.reception.sockets.take()
         self.logic.close()
         self._started = time.monotonic()
         self._first_beat = self._estate.box.words[W_BEAT]
+        if ready is not None and not ready[0].line.entrust(self._turn(ready[1]), (self.epoll_set.fileno(),)):
+            ready[0].signal(signal.SIGKILL)
+            ready[0].reap()
+            ready[0].close()
+            ready = None
         if ready is not None:
-            self.logic, newcomers = ready
-            self.logic.line.tell(self._turn(newcomers))
+            self.logic = ready[0]
         else:
             if self._estate.hypervisor is not None:
                 self._estate.hypervisor.before_fork()
-            self.logic = self._fork(self.epoll_set, None, last)
+            self.logic = self._fork(self.epoll_set, last)
         self._estate.reception.sockets.renew(last)
         self._estate.reception.hand_over_by(self.logic.handover)
         self._estate.epoll.register(self.logic.line.question_fd, select.EPOLLIN)
         self._estate.epoll.register(self.logic.line.telling_fd, 0)
         self._estate.epoll.register(self.logic.fd, select.EPOLLIN)
         self._pulse.begin(time.monotonic())
-        self.reserve.after(self._started, at_once=bool(Policy.of(self._estate.store.items.settings).alone))
+        self._reserve.after(self._started, at_once=self._one_by_one)
         self._write_pid()
         return ready is not None
 
     def _fork(
-        self, epoll: select.epoll, stand_by: Callable[[Inheritance], StandBy] | None, unneeded: select.epoll
+        self,
+        epoll: select.epoll | None,
+        unneeded: select.epoll,
+        *,
+        stand_by: Callable[[Inheritance], StandBy] | None = None,
+        template: Callable[[Inheritance], Breeding] | None = None,
     ) -> Worker:
-        """A new Logic that waits with this epoll set; another set is none of its business."""
+        """A new Logic that waits with this epoll set, if it serves now; another set is none of its business."""
         gc.freeze()
-        margin = min(self._reserved_from + WORKER_DESCRIPTORS, self._first_number)
-        custody.make_room(self._reserved_from, margin, self._spare)
+        margin = self._make_room()
         worker = Worker()
-        inheritance = self._inheritance(worker, epoll, stand_by)
+        inheritance = self._inheritance(worker, epoll, stand_by, template)
         # A signal for the new Logic must not reach the handlers it still shares with State.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         pid = fork()
         if not pid:
             unneeded.close()
+            if epoll is None:
+                self._estate.reception.sockets.close_in_fork()
             self._be_logic(inheritance, worker, margin)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         worker.in_keeper(pid)
         return worker
 
+    def _make_room(self) -> int:
+        """Frees numbers for what is opened to make another Logic; the lowest that is kept occupied."""
+        margin = min(self._reserved_from + WORKER_DESCRIPTORS, self._first_number)
+        custody.make_room(self._reserved_from, margin, self._spare)
+        return margin
+
     def _inheritance(
-        self, worker: Worker, epoll: select.epoll, stand_by: Callable[[Inheritance], StandBy] | None
+        self,
+        worker: Worker,
+        epoll: select.epoll | None,
+        stand_by: Callable[[Inheritance], StandBy] | None,
+        template: Callable[[Inheritance], Breeding] | None,
     ) -> Inheritance:
         return Inheritance(
             self._estate.store,
@@ -161,7 +187,7 @@ class Succession:
             worker.line,
             self._estate.hypervisor,
             self._estate.reception.sockets.by_fd,
-            self._begun() if stand_by is None else [],
+            self._begun() if stand_by is None and template is None else [],
             self._estate.applier.last,
             self._estate.consumer.sequence,
             self.restarts.poison(),
@@ -171,21 +197,71 @@ class Succession:
             self.beside(divergence.LOGICS),
             self._estate.bell,
             stand_by,
+            template,
         )
 
     def have_one_stand_by(self) -> None:
-        """Forks the next Logic while this one serves, if it is time for that and of any use."""
-        survival, consumer, reception = self._estate.survival, self._estate.consumer, self._estate.reception
-        if survival is None or not self.reserve.wanted(time.monotonic()):
+        """Forks the next Logic while this one serves, or has it forked, if it is time for that and of any use."""
+        survival, consumer, breeds = self._estate.survival, self._estate.consumer, self._one_by_one and sibling.POSSIBLE
+        if not breeds:
+            self._nursery.dismiss()
+        elif not self._reserve.pid:
+            self._have_next_stand_by(0)
+        if survival is None or not (self._nursery.wants or self._reserve.wanted(time.monotonic())):
             return
         if not self.stand_by or not consumer.between_records or self._is_alone():
-            self.reserve.later(time.monotonic())
+            self._reserve.later(time.monotonic())
+            return
+        if breeds and self._nursery.there:
+            self._make_room()
+            self._nursery.order(consumer.sequence)
             return
         known, place = self._estate.known_beside(), survival.place
         known["sequence"], known["next_id"] = consumer.sequence, survival.next_id
-        worker = self._fork(reception.sockets.peek(), lambda given: Follower(given, known, place), self.epoll_set)
-        reception.reserve_numbers()
-        self.reserve.begin(worker, place, consumer.sequence, time.monotonic())
+        if breeds:
+            self._nursery.begin(self._fork_beside(template=lambda given: Template(given, known, place)), place)
+        else:
+            worker = self._fork_beside(stand_by=lambda given: Follower(given, known, place))
+            self._reserve.begin(worker, place, consumer.sequence, time.monotonic())
+
+    def _have_next_stand_by(self, seconds: float) -> None:
+        """Whom the template has forked stands by; waits for that, at most so long."""
+        infant = self._nursery.next(seconds)
+        if infant is not None:
+            now, began = time.monotonic(), self._nursery.began
+            self._reserve.begin(infant.worker, began, infant.sequence, now, infant.newcomers)
+
+    def _fork_beside(self, **role: Any) -> Worker:
+        """Forks somebody who does not serve now."""
+        worker = self._fork(None, self.epoll_set, **role)
+        self._estate.reception.reserve_numbers()
+        return worker
+
+    @property
+    def _one_by_one(self) -> bool:
+        """Whether each Logic serves somebody alone."""
+        return bool(Policy.of(self._estate.store.items.settings).alone)
+
+    # ---- whoever stands by
+
+    def welcome(self, connection: Connection) -> None:
+        """A connection was accepted."""
+        self._reserve.welcome(connection)
+        self._nursery.welcome(connection)
+
+    def look_after(self, *, resting: bool) -> None:
+        """Has them follow who stand by; to be called every now and then."""
+        self._reserve.look_after(resting=resting)
+        self._nursery.look_after()
+
+    def nobody_stands_by(self) -> None:
+        """Whoever stands by is not to serve: somebody else will, who knows better."""
+        self._reserve.dismiss()
+        self._nursery.dismiss()
+
+    def hear(self, fd: int) -> bool:
+        """Whether `fd` concerns anybody who stands by, which is looked after then."""
+        return self._nursery.hear(fd) or self._reserve.has_ended(fd)
 
     def _is_alone(self) -> bool:
         """Whether one that stands by would be in the way: there is no processor for it to follow on."""
@@ -214,7 +290,11 @@ class Succession:
     def reap_remnants(self) -> None:
         """Whoever was left by a Logic, or wrote something for State, leaves no zombie."""
         survival = self._estate.survival
-        remnant.reap(frozenset((self.logic.pid, self.reserve.pid, survival.child if survival is not None else 0)))
+        remnant.reap(
+            frozenset(
+                (self.logic.pid, self._reserve.pid, *self._nursery.pids, survival.child if survival is not None else 0)
+            )
+        )
 
     def _begun(self) -> list[Connection] | None:
         """Connections at which a new Logic has something to finish."""
@@ -232,7 +312,8 @@ class Succession:
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there is somebody to retire
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             self.logic.in_another()
-            self.reserve.in_logic()
+            self._reserve.in_logic()
+            self._nursery.in_logic()
             self._estate.reception.close_in_logic()
             self._estate.leave()
             custody.release_low_numbers(margin, self._first_number)

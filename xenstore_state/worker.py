@@ -35,13 +35,21 @@ class StandBy(Protocol):
         """Follows; what to serve with, once the turn has come."""
 
 
+class Breeding(Protocol):
+    """What a template does (`nursery`)."""
+
+    def children(self) -> "Inheritance":
+        """Returns in each child, with what that begins with."""
+
+
 @dataclass(frozen=True)
 class Inheritance:
     """What a new Logic starts with."""
 
     store: Store
     box: Box
-    epoll: select.epoll
+    epoll: select.epoll | None
+    """What it waits with; None as long as it stands by."""
     handover: Handover
     line: Line
     hypervisor: Hypervisor | None
@@ -66,6 +74,8 @@ class Inheritance:
     bell: int
     stand_by: "Callable[[Inheritance], StandBy] | None" = None
     """What a Logic does that is forked ahead, until its turn comes; None if it is its turn."""
+    template: "Callable[[Inheritance], Breeding] | None" = None
+    """What a process does that never becomes Logic, but forks those that stand by."""
 
     def producer(self) -> Producer:
         """The writing end of the journal."""

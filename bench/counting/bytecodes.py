@@ -5,9 +5,11 @@ Guarantees: the same program gives the same figures, on any machine, with the sa
 Does not know: what a bytecode or a C function costs.
 """
 
+import gc
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -50,12 +52,26 @@ def profile_of(section: Section, times: int = TIMES) -> Counter[str]:
 
 def _traced(trace: Any, section: Section, times: int) -> None:
     before = sys.gettrace()
-    sys.settrace(trace)
+    with _no_garbage_of_others():
+        sys.settrace(trace)
+        try:
+            for _ in range(times):
+                section()
+        finally:
+            sys.settrace(before)
+
+
+@contextmanager
+def _no_garbage_of_others() -> Iterator[None]:
+    """What is collected meanwhile may have been anybody's, and its finalizers would be counted."""
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
     try:
-        for _ in range(times):
-            section()
+        yield
     finally:
-        sys.settrace(before)
+        if was_enabled:
+            gc.enable()
 
 
 def calls_of(section: Section, times: int = TIMES) -> float:
@@ -68,12 +84,13 @@ def calls_of(section: Section, times: int = TIMES) -> float:
             count += 1
 
     before = sys.getprofile()
-    sys.setprofile(profile)
-    try:
-        for _ in range(times):
-            section()
-    finally:
-        sys.setprofile(before)
+    with _no_garbage_of_others():
+        sys.setprofile(profile)
+        try:
+            for _ in range(times):
+                section()
+        finally:
+            sys.setprofile(before)
     return count / times
 
 

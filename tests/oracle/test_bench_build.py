@@ -22,7 +22,7 @@ def test_a_build_tells_its_version_and_where_it_stands() -> None:
 
 def test_what_is_compiled_makes_the_difference() -> None:
     build = build_of(sys.executable)
-    helpers = ("recovery_box._journal", "recovery_box._lanes", "recovery_box._remnant")
+    helpers = ("recovery_box._journal", "recovery_box._lanes", "recovery_box._clone")
     assert build._replace(compiled=helpers).name == "plain"
     assert build._replace(compiled=helpers[1:]).name == "plain without compiled helpers"
     assert build._replace(compiled=(*helpers, "xenstore_state.tree")).name == "compiled"

@@ -70,7 +70,7 @@ def _raw(loop: Loop, by: Connection, length: int, check: int, body: bytes) -> No
     """An entry of the journal as it should not be."""
     journal = loop._journal
     at = PAGE + journal._head % JOURNAL_SIZE
-    entry = struct.pack("=IIQ", length, check, journal._sequence + 1) + body
+    entry = struct.pack("=IIQ", length, check, journal.sequence + 1) + body
     loop._box.memory[at : at + len(entry)] = entry
     loop.words[W_HEAD] = journal._head = journal._head + (len(entry) + 7 & ~7)
 

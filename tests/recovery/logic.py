@@ -47,6 +47,21 @@ def _status(pid: int) -> list[str]:
         raise Gone from None
 
 
+def called(daemon: OurDaemon, name: bytes) -> list[int]:
+    """The daemon's processes of that name."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(Gone, FileNotFoundError, ProcessLookupError):
+            if int(_status(int(path.name))[3]) == daemon.pid and (path / "comm").read_bytes() == name + b"\n":
+                found.append(int(path.name))
+    return found
+
+
+def parent_of(pid: int) -> int:
+    """The parent of a process.  Raises `Gone`."""
+    return int(_status(pid)[1])
+
+
 class Logic:
     """One Logic, held by a pidfd."""
 

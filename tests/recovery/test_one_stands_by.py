@@ -7,8 +7,7 @@ import select
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
-from pathlib import Path
+from contextlib import ExitStack
 
 import pytest
 
@@ -16,7 +15,7 @@ from recovery_box import remnant
 from tests.conformance.wire import Client, Closed, Op, strings
 from tests.conformance.xen import SimulatedXen
 from tests.oracle.daemons import RESTART_POLICY, OurDaemon, short_run_dir
-from tests.recovery.logic import kill_logic
+from tests.recovery.logic import called, kill_logic
 from tests.recovery.test_restarts import counts
 from xenstore_logic.process import NAME, NAME_BEFORE
 from xenstore_state.standby import NEWCOMERS_MAX
@@ -34,17 +33,6 @@ pytestmark = [
 def client(daemon: OurDaemon) -> Iterator[Client]:
     with Client(daemon.socket) as connected:
         yield connected
-
-
-def called(daemon: OurDaemon, name: bytes) -> list[int]:
-    """The daemon's processes of that name."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        with suppress(FileNotFoundError, ProcessLookupError):
-            session = int((path / "stat").read_text().rpartition(")")[2].split()[3])
-            if session == daemon.pid and (path / "comm").read_bytes() == name + b"\n":
-                found.append(int(path.name))
-    return found
 
 
 def standing_by(daemon: OurDaemon, other_than: int = 0) -> int:

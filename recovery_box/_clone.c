@@ -1,0 +1,95 @@
+/*
+ * _clone.c: processes that os.fork() does not make.
+ *
+ * For: having a death known at once (a remnant), and forking for somebody else (a sibling).
+ *   A process that dies first gives up its memory and its descriptors, and only then is it seen to be dead: milliseconds, for a
+ *   large one. Another process that shares both, its remnant, has them given up by itself, later.
+ * Guarantees: the remnant executes nothing of the program, handles no signal, and ends when the thread that made it does.
+ *   A sibling is the child of its maker's parent, which waits for it as for any other child of its own.
+ * Does not know: whose remnant it is, or what a sibling is for.
+ */
+#define _GNU_SOURCE
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <errno.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define NICE 10 /* whoever comes next has work to do; but what is left of many must not pile up */
+
+static char stack[16384] __attribute__((aligned(16)));
+static int made; /* there is one stack */
+
+/* It shares the maker's memory, errno included: no call here may fail, or return early. */
+static int remain(void *maker)
+{
+    syscall(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+    syscall(SYS_setpriority, PRIO_PROCESS, 0, NICE);
+    while (syscall(SYS_getppid) == (long)maker)
+        syscall(SYS_ppoll, NULL, 0, NULL, NULL, 0);
+    return 0;
+}
+
+static PyObject *remnant(PyObject *self, PyObject *nothing)
+{
+    sigset_t all, before;
+    int pid, problem;
+
+    if (made) {
+        PyErr_SetString(PyExc_RuntimeError, "there is a remnant already");
+        return NULL;
+    }
+    sigfillset(&all);
+    sigprocmask(SIG_SETMASK, &all, &before); /* the remnant begins with what is blocked here */
+    pid = clone(remain, stack + sizeof(stack), CLONE_VM | CLONE_FILES, (void *)(long)getpid());
+    problem = errno;
+    sigprocmask(SIG_SETMASK, &before, NULL);
+    if (pid < 0) {
+        errno = problem;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    made = 1;
+    return PyLong_FromLong(pid);
+}
+
+#ifdef __x86_64__
+#define CLONE(flags, tid) syscall(SYS_clone, flags, NULL, NULL, tid, 0L)
+#else
+#define CLONE(flags, tid) syscall(SYS_clone, flags, NULL, NULL, 0L, tid)
+#endif
+
+/* As the C library forks for one thread, but that neither it nor Python does anything at it: no lock is held by anybody else. */
+static PyObject *sibling(PyObject *self, PyObject *nothing)
+{
+    int *tid = NULL; /* where the C library keeps the thread's id, if the kernel says where that is */
+    long pid;
+    int problem;
+
+    syscall(SYS_prctl, PR_GET_TID_ADDRESS, &tid, 0, 0, 0);
+    pid = CLONE(CLONE_PARENT | (tid ? CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID : 0), tid);
+    problem = errno;
+    if (pid == 0)
+        made = 0;
+    if (pid < 0) {
+        errno = problem;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    return PyLong_FromLong(pid);
+}
+
+static PyMethodDef functions[] = {
+    {"remnant", remnant, METH_NOARGS, "Makes a remnant of this process, once; its pid. Raises OSError."},
+    {"sibling", sibling, METH_NOARGS, "Forks a child of the parent's: its pid, or 0 in the child. Raises OSError."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_clone", NULL, -1, functions, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__clone(void)
+{
+    return PyModule_Create(&module);
+}

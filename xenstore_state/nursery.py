@@ -1,0 +1,264 @@
+"""The nursery: whoever stands by is forked by a *template*, when each Logic serves one request and another one follows at once.
+
+Theory of operation.  A fork costs State more than anything else that it does: the page tables are copied, and afterwards there
+is a fault at every page that it writes to.  Once a second nobody notices; for each request it is most of the time.  So State
+forks a template, which does nothing but follow what State writes down, and forks on *order*.  Its children are State's
+(`recovery_box.sibling`): each stands by like one that State has forked (`standby`), and is waited for in the same way.
+
+The template never sees a byte that a client has sent, and none of its children can reach it.  Whatever goes wrong with it, it is
+replaced; meanwhile nobody stands by, or State forks itself.
+"""
+
+import logging
+import os
+import select
+import signal
+import struct
+import time
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from recovery_box import sibling
+from recovery_box.custody import Handover
+from recovery_box.items import Connection
+from recovery_box.line import Line
+from xenstore_state.standby import NEWCOMERS_MAX, RENEW_BYTES, Follower
+from xenstore_state.survival import Place, Survival
+from xenstore_state.worker import Inheritance, StandBy, Worker
+
+log = logging.getLogger(__name__)
+
+BEHIND_BYTES: Final = 700
+"""What has been written down that a template leaves to its next child to follow: to do it itself costs a batch less."""
+POKE_BYTES: Final = 64 << 10
+"""What it may be behind while nobody is ordered."""
+PATIENCE: Final = 1.0
+"""Seconds within which it has to do what it was told."""
+_ORDER: Final = struct.Struct("=?QQQI")
+"""Whether somebody is to be forked, how far to follow (number of the ledger, bytes of it, bytes in all), how many connections
+wait to be handed over."""
+_BIRTH: Final = struct.Struct("=i")
+"""The pid."""
+_ENDS: Final = 3
+"""Descriptors that come with an order: two of a line, one of a handover."""
+READY: Final = 2
+"""Whom there are of those who wait to stand by: the next one serves while another one is being forked."""
+
+
+class Template(Follower):
+    """In the forked process: forks whoever stands by."""
+
+    def __init__(self, given: Inheritance, known: dict[str, Any], place: Place) -> None:
+        super().__init__(given, known, place)
+        self._total = place.total
+
+    def children(self) -> Inheritance:
+        """Does what it is told, and never returns; in each child, what that begins with.
+
+        Raises what `hear` raises.
+        """
+        sibling.prepare()
+        orders = select.poll()
+        orders.register(self, select.POLLIN)
+        while True:
+            orders.poll()
+            received = self._given.line.receive(_ORDER.size, _ENDS)
+            if received is None:
+                continue
+            message, ends = received
+            fork, number, end, total, newcomers = _ORDER.unpack(message)
+            if not fork or newcomers or total - self._total > BEHIND_BYTES:
+                self._catch_up((number, end))
+                self._take(newcomers)
+                self._total = total
+            if not fork:
+                continue
+            pid = sibling.fork()
+            if not pid:
+                return self._begin_to_stand_by((number, end), *ends)
+            for fd in ends:
+                os.close(fd)
+            self._given.line.say(_BIRTH.pack(pid))
+
+    def _begin_to_stand_by(self, until: tuple[int, int], asks: int, hears: int, takes: int) -> Inheritance:
+        self._given.line.close()
+        self._given.handover.close()
+        self._given = replace(
+            self._given,
+            line=Line.of_descriptors(asks, hears),
+            handover=Handover.of_descriptor(takes),
+            template=None,
+            stand_by=self._as_it_is,
+        )
+        self._catch_up(until)
+        return self._given
+
+    def _as_it_is(self, given: Inheritance) -> StandBy:
+        return self
+
+
+@dataclass(eq=False)
+class Infant:
+    """Somebody who was ordered."""
+
+    worker: Worker
+    sequence: int
+    """Up to which record it follows."""
+    ordered: float
+    newcomers: list[Connection] = field(default_factory=list)
+    """Connections that have come since it was ordered."""
+
+
+class Nursery:
+    """In State: the template, and whom it was told to fork, in that order."""
+
+    def __init__(self, survival: Survival | None, epoll: select.epoll) -> None:
+        self._survival = survival
+        self._epoll = epoll
+        self._template: Worker | None = None
+        self._unborn: deque[Infant] = deque()
+        self._born: deque[Infant] = deque()
+        self._newcomers: list[Connection] = []
+        """Those that the template has not."""
+        self.began = self._told = Place("", 0, 0, 0)
+        """How far State had written when it forked the template, and when it last told it to follow."""
+
+    @property
+    def there(self) -> bool:
+        """Whether there is a template."""
+        return self._template is not None
+
+    @property
+    def pids(self) -> set[int]:
+        """Of the template, and of all that it has forked who stand by no more than to wait for that."""
+        return {w.pid for w in (self._template, *(infant.worker for infant in self._born)) if w is not None}
+
+    @property
+    def wants(self) -> bool:
+        """Whether somebody is to be ordered."""
+        return self._template is not None and len(self._unborn) + len(self._born) < READY
+
+    def begin(self, template: Worker, place: Place) -> None:
+        """There is a template from now on, which was forked when State had written so far."""
+        self._template = template
+        self.began = self._told = place
+        self._epoll.register(template.fd, select.EPOLLIN)
+        self._epoll.register(template.line.question_fd, select.EPOLLIN)
+
+    def welcome(self, connection: Connection) -> None:
+        """A connection was accepted."""
+        if self._template is not None:
+            self._newcomers.append(connection)
+            for infant in (*self._unborn, *self._born):
+                infant.newcomers.append(connection)
+
+    def order(self, sequence: int) -> None:
+        """Has somebody forked; `sequence` is that of the last record."""
+        worker = Worker()
+        if self._tell((*worker.line.worker_ends, worker.handover.worker_fd)):
+            self._unborn.append(Infant(worker, sequence, time.monotonic()))
+        else:
+            worker.close()
+            self.dismiss()
+
+    def _tell(self, ends: tuple[int, ...]) -> bool:
+        assert self._template is not None
+        assert self._survival is not None
+        newcomers = [c for c in self._newcomers if not c.closed]
+        self._newcomers.clear()
+        self._told = place = self._survival.place
+        order = _ORDER.pack(bool(ends), place.number, place.end, place.total, len(newcomers))
+        return (
+            len(newcomers) <= NEWCOMERS_MAX
+            and all(self._template.handover.give(c.id, c.slot, c.fd, c.domid) for c in newcomers)
+            and self._template.line.entrust(order, ends)
+        )
+
+    def look_after(self) -> None:
+        """Has the template follow, or gives it up; to be called every now and then."""
+        if self._template is None or self._survival is None:
+            return
+        total = self._survival.place.total
+        if (
+            not self._survival.can_be_followed
+            or len(self._newcomers) > NEWCOMERS_MAX
+            or (not self._unborn and total - self.began.total > RENEW_BYTES)
+            or (self._unborn and time.monotonic() > self._unborn[0].ordered + PATIENCE)
+            or (total - self._told.total > POKE_BYTES and not self._tell(()))
+        ):
+            self.dismiss()
+
+    def hear(self, fd: int) -> bool:
+        """Whether `fd` concerns the template or anybody whom it has forked; who has ended is looked after then."""
+        template = self._template
+        if template is None:
+            return False
+        if fd == template.line.question_fd:
+            self._hear_of_births()
+            return True
+        if fd == template.fd:
+            if template.ended(0):
+                log.warning("the template of Logic has ended; another one will be forked")
+                self.dismiss()
+            return True
+        for infant in self._born:
+            if fd == infant.worker.fd:
+                if infant.worker.ended(0):
+                    self.dismiss()
+                return True
+        return False
+
+    def next(self, seconds: float) -> Infant | None:
+        """Whoever was ordered first and is there; waits for that, at most so long."""
+        self._hear_of_births()
+        if seconds and not self._born and self._unborn and self._template is not None:
+            waiting = select.poll()
+            waiting.register(self._template.line.question_fd, select.POLLIN)
+            waiting.poll(seconds * 1000)
+            self._hear_of_births()
+        if not self._born:
+            return None
+        self._epoll.unregister(self._born[0].worker.fd)
+        return self._born.popleft()
+
+    def _hear_of_births(self) -> None:
+        while self._unborn and self._template is not None:
+            said = self._template.line.listen()
+            if said is None:
+                return
+            infant = self._unborn.popleft()
+            try:
+                infant.worker.in_keeper(*_BIRTH.unpack(said))
+                os.waitid(os.P_PIDFD, infant.worker.fd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except (ProcessLookupError, ChildProcessError, struct.error):  # it has died already
+                infant.worker.close()
+                continue
+            self._epoll.register(infant.worker.fd, select.EPOLLIN)
+            self._born.append(infant)
+
+    def dismiss(self) -> None:
+        """There is no template any more, and nobody of it waits to stand by."""
+        template, self._template = self._template, None
+        if template is None:
+            return
+        self._epoll.unregister(template.line.question_fd)
+        for worker in (template, *(infant.worker for infant in self._born)):
+            worker.signal(signal.SIGKILL)
+            self._epoll.unregister(worker.fd)
+            worker.reap()
+            worker.close()
+        for infant in self._unborn:
+            infant.worker.close()  # by which it will find that nobody wants it
+        self._unborn.clear()
+        self._born.clear()
+        self._newcomers.clear()
+
+    def in_logic(self) -> None:
+        """In a fresh process: none of this is its business."""
+        if self._template is not None:
+            self._template.in_another()
+        for infant in self._born:
+            infant.worker.in_another()
+        for infant in self._unborn:
+            infant.worker.close()
