@@ -23,7 +23,8 @@ from recovery_box import sibling
 from recovery_box.custody import Handover
 from recovery_box.items import Connection
 from recovery_box.line import Line
-from xenstore_state.standby import NEWCOMERS_MAX, RENEW_BYTES, Follower
+from xenstore_state.repetition import Incomplete
+from xenstore_state.standby import AGAIN_SECONDS, NEWCOMERS_MAX, RENEW_BYTES, Follower
 from xenstore_state.survival import Place, Survival
 from xenstore_state.worker import Inheritance, StandBy, Worker
 
@@ -42,8 +43,8 @@ _BIRTH: Final = struct.Struct("=i")
 """The pid."""
 _ENDS: Final = 3
 """Descriptors that come with an order: two of a line, one of a handover."""
-READY: Final = 2
-"""Whom there are of those who wait to stand by: the next one serves while another one is being forked."""
+READY: Final = 1
+"""Who wait to stand by, behind the one that does: one serves while another one is being forked."""
 
 
 class Template(Follower):
@@ -74,6 +75,8 @@ class Template(Follower):
                 self._total = total
             if not fork:
                 continue
+            if len(ends) < _ENDS:
+                raise Incomplete("no descriptor was free for a line to State")
             pid = sibling.fork()
             if not pid:
                 return self._begin_to_stand_by((number, end), *ends)
@@ -121,6 +124,7 @@ class Nursery:
         self._born: deque[Infant] = deque()
         self._newcomers: list[Connection] = []
         """Those that the template has not."""
+        self._due = 0.0
         self.began = self._told = Place("", 0, 0, 0)
         """How far State had written when it forked the template, and when it last told it to follow."""
 
@@ -128,6 +132,11 @@ class Nursery:
     def there(self) -> bool:
         """Whether there is a template."""
         return self._template is not None
+
+    @property
+    def may_be(self) -> bool:
+        """Whether there is a template, or may be one now: not for a moment after one has failed."""
+        return self.there or (sibling.POSSIBLE and time.monotonic() >= self._due)
 
     @property
     def pids(self) -> set[int]:
@@ -154,13 +163,17 @@ class Nursery:
                 infant.newcomers.append(connection)
 
     def order(self, sequence: int) -> None:
-        """Has somebody forked; `sequence` is that of the last record."""
-        worker = Worker()
+        """Has somebody forked; `sequence` is that of the last record.  Gives the template up if that can't be."""
+        try:
+            worker = Worker()
+        except OSError as e:
+            self._give_up(str(e))
+            return
         if self._tell((*worker.line.worker_ends, worker.handover.worker_fd)):
             self._unborn.append(Infant(worker, sequence, time.monotonic()))
         else:
             worker.close()
-            self.dismiss()
+            self._give_up("it cannot be told anything")
 
     def _tell(self, ends: tuple[int, ...]) -> bool:
         assert self._template is not None
@@ -184,10 +197,16 @@ class Nursery:
             not self._survival.can_be_followed
             or len(self._newcomers) > NEWCOMERS_MAX
             or (not self._unborn and total - self.began.total > RENEW_BYTES)
-            or (self._unborn and time.monotonic() > self._unborn[0].ordered + PATIENCE)
             or (total - self._told.total > POKE_BYTES and not self._tell(()))
         ):
             self.dismiss()
+        elif self._unborn and time.monotonic() > self._unborn[0].ordered + PATIENCE:
+            self._give_up("it does nothing")
+
+    def _give_up(self, why: str) -> None:
+        log.warning("the template of Logic is given up (%s); another one will be forked by and by", why)
+        self._due = time.monotonic() + AGAIN_SECONDS
+        self.dismiss()
 
     def hear(self, fd: int) -> bool:
         """Whether `fd` concerns the template or anybody whom it has forked; who has ended is looked after then."""
@@ -199,8 +218,7 @@ class Nursery:
             return True
         if fd == template.fd:
             if template.ended(0):
-                log.warning("the template of Logic has ended; another one will be forked")
-                self.dismiss()
+                self._give_up("it has ended")
             return True
         for infant in self._born:
             if fd == infant.worker.fd:
@@ -231,9 +249,12 @@ class Nursery:
             try:
                 infant.worker.in_keeper(*_BIRTH.unpack(said))
                 os.waitid(os.P_PIDFD, infant.worker.fd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except (ProcessLookupError, ChildProcessError, struct.error):  # it has died already
-                infant.worker.close()
-                continue
+            except (OSError, struct.error) as e:
+                infant.worker.in_another()
+                if isinstance(e, ProcessLookupError | ChildProcessError):
+                    continue  # it has died already
+                self._give_up(str(e))
+                return
             self._epoll.register(infant.worker.fd, select.EPOLLIN)
             self._born.append(infant)
 

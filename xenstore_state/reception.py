@@ -44,7 +44,7 @@ class Reception:
         self._first_number = first_number
         self._plenty = custody.plenty(first_number)
         self._reserved = False
-        """Low numbers, since the last fork, which frees some: nothing else that State opens shall come to lie there."""
+        """All low numbers are taken, and nothing else that State opens can come to lie there."""
         self.newcomer: Callable[[Connection], None] = lambda connection: None
         """Told of each connection that was accepted."""
         self._handover = handover
@@ -84,6 +84,10 @@ class Reception:
         lowest = custody.reserve_low_numbers(self._first_number)
         self._reserved = True
         return lowest
+
+    def some_came_free(self) -> None:
+        """Descriptors were closed that had low numbers."""
+        self._reserved = False
 
     # ---- slots
 
@@ -233,7 +237,7 @@ class Reception:
         """Another Logic, which lacks nobody so far, takes descriptors in this way."""
         self._queue.clear()
         self._blocked = False
-        self._reserved = False
+        self.some_came_free()
         self._handover = handover
         self._epoll.register(handover.keeper_fd, 0)
 

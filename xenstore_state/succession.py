@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from recovery_box import custody, remnant, sibling
+from recovery_box import custody, remnant
 from recovery_box.box import W_ACTIVE, W_BEAT, W_NEWS, Box
 from recovery_box.items import Connection
 from recovery_box.journal import Consumer
@@ -36,8 +36,8 @@ WATCHDOG: Final = 2.0
 """Seconds without a turn after which Logic is killed, unless the daemon was told otherwise."""
 NODES_FOR_ANOTHER: Final = 250_000
 """With so many nodes Logic gets the same time once more: one request may remove them all."""
-WORKER_DESCRIPTORS: Final = 20
-"""Numbers that making another Logic takes for a moment, at most, and one that stands by keeps."""
+WORKER_DESCRIPTORS: Final = 34
+"""Numbers that making another Logic takes for a moment, at most, and that those keep who stand by or wait to, and a template."""
 BIRTH_SECONDS: Final = 0.02
 """How long State waits for somebody who is being forked for it: to fork takes about as long."""
 NO_MEMORY: Final = 20
@@ -170,6 +170,7 @@ class Succession:
         """Frees numbers for what is opened to make another Logic; the lowest that is kept occupied."""
         margin = min(self._reserved_from + WORKER_DESCRIPTORS, self._first_number)
         custody.make_room(self._reserved_from, margin, self._spare)
+        self._estate.reception.some_came_free()
         return margin
 
     def _inheritance(
@@ -202,9 +203,14 @@ class Succession:
 
     def have_one_stand_by(self) -> None:
         """Forks the next Logic while this one serves, or has it forked, if it is time for that and of any use."""
-        survival, consumer, breeds = self._estate.survival, self._estate.consumer, self._one_by_one and sibling.POSSIBLE
+        survival, consumer, breeds = (
+            self._estate.survival,
+            self._estate.consumer,
+            self._one_by_one and self._nursery.may_be,
+        )
         if not breeds:
-            self._nursery.dismiss()
+            if self._nursery.there:
+                self.nobody_stands_by()
         elif not self._reserve.pid:
             self._have_next_stand_by(0)
         if survival is None or not (self._nursery.wants or self._reserve.wanted(time.monotonic())):
@@ -251,17 +257,24 @@ class Succession:
 
     def look_after(self, *, resting: bool) -> None:
         """Has them follow who stand by; to be called every now and then."""
+        before = self._reserve.pid, self._nursery.there
         self._reserve.look_after(resting=resting)
         self._nursery.look_after()
+        if before != (self._reserve.pid, self._nursery.there):
+            self._estate.reception.some_came_free()
 
     def nobody_stands_by(self) -> None:
         """Whoever stands by is not to serve: somebody else will, who knows better."""
         self._reserve.dismiss()
         self._nursery.dismiss()
+        self._estate.reception.some_came_free()
 
     def hear(self, fd: int) -> bool:
         """Whether `fd` concerns anybody who stands by, which is looked after then."""
-        return self._nursery.hear(fd) or self._reserve.has_ended(fd)
+        if not (self._nursery.hear(fd) or self._reserve.has_ended(fd)):
+            return False
+        self._estate.reception.some_came_free()
+        return True
 
     def _is_alone(self) -> bool:
         """Whether one that stands by would be in the way: there is no processor for it to follow on."""

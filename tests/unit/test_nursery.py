@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import signal
+import termios
 import time
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,6 +59,14 @@ class Nursed(Fork):
         infant = self.nursery.next(PATIENCE)
         assert infant is not None
         return infant
+
+    def at_rest(self) -> None:
+        """Waits until the template has done what it was told."""
+        deadline = time.monotonic() + PATIENCE
+        unread = array("i", [1])
+        while unread[0] or Path(f"/proc/{self.worker.pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+            assert time.monotonic() < deadline
+            fcntl.ioctl(self.worker.line.telling_fd, termios.TIOCOUTQ, unread)
 
     def role(self, given: Inheritance, known: dict[str, Any], place: Place) -> StandBy:
         given = Template(given, known, place).children()
@@ -149,6 +160,7 @@ def test_the_template_follows_while_nobody_is_ordered(nursed: Nursed) -> None:
     for number in range(4):
         nursed.write_down(began + (number + 1) * (POKE_BYTES + 1))
         nursed.nursery.look_after()
+        nursed.at_rest()
         nursed.state.checkpoint()  # with which older ledgers go
     assert nursed.nursery.there
     nursed.order()
