@@ -31,6 +31,7 @@ class Nursed(Fork):
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
+        self._before = children()
         self.nursery = Nursery(self.state.survival, self.epoll)
 
     def fork(self) -> None:
@@ -77,6 +78,13 @@ class Nursed(Fork):
     def close(self) -> None:
         self.nursery.dismiss()
         super().close()
+        for pid in children() - self._before:  # in a daemon, State reaps whom it has not heard of
+            os.waitpid(pid, 0)
+
+
+def children() -> set[int]:
+    """Of this process."""
+    return set(map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()))
 
 
 @pytest.fixture
