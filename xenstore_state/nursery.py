@@ -12,7 +12,6 @@ replaced; meanwhile nobody stands by, or State forks itself.
 import logging
 import os
 import select
-import signal
 import struct
 import time
 from collections import deque
@@ -265,10 +264,8 @@ class Nursery:
             return
         self._epoll.unregister(template.line.question_fd)
         for worker in (template, *(infant.worker for infant in self._born)):
-            worker.signal(signal.SIGKILL)
             self._epoll.unregister(worker.fd)
-            worker.reap()
-            worker.close()
+            worker.end()
         for infant in self._unborn:
             infant.worker.close()  # by which it will find that nobody wants it
         self._unborn.clear()

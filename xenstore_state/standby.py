@@ -14,7 +14,6 @@ when nobody stands by.
 import logging
 import os
 import select
-import signal
 import struct
 import time
 from collections.abc import Iterable, Iterator
@@ -308,10 +307,8 @@ class Reserve:
         """Nobody stands by any more."""
         worker, self._worker = self._worker, None
         if worker is not None:
-            worker.signal(signal.SIGKILL)
             self._epoll.unregister(worker.fd)
-            worker.reap()
-            worker.close()
+            worker.end()
 
     def in_logic(self) -> None:
         """In a fresh process: whoever stands by is none of its business."""

@@ -121,9 +121,7 @@ class Succession:
         self._started = time.monotonic()
         self._first_beat = self._estate.box.words[W_BEAT]
         if ready is not None and not ready[0].line.entrust(self._turn(ready[1]), (self.epoll_set.fileno(),)):
-            ready[0].signal(signal.SIGKILL)
-            ready[0].reap()
-            ready[0].close()
+            ready[0].end()
             ready = None
         if ready is not None:
             self.logic = ready[0]
@@ -203,17 +201,16 @@ class Succession:
 
     def have_one_stand_by(self) -> None:
         """Forks the next Logic while this one serves, or has it forked, if it is time for that and of any use."""
-        survival, consumer, breeds = (
-            self._estate.survival,
-            self._estate.consumer,
-            self._one_by_one and self._nursery.may_be,
-        )
+        survival, consumer = self._estate.survival, self._estate.consumer
+        if survival is None or not (self._nursery.there or self._reserve.wanted(time.monotonic())):
+            return
+        breeds = self._one_by_one and self._nursery.may_be
         if not breeds:
             if self._nursery.there:
                 self.nobody_stands_by()
         elif not self._reserve.pid:
             self._have_next_stand_by(0)
-        if survival is None or not (self._nursery.wants or self._reserve.wanted(time.monotonic())):
+        if not (self._nursery.wants or self._reserve.wanted(time.monotonic())):
             return
         if not self.stand_by or not consumer.between_records or self._is_alone():
             self._reserve.later(time.monotonic())

@@ -142,6 +142,12 @@ class Worker:
         self.fd, self.pid = -1, 0
         return found
 
+    def end(self) -> None:
+        """Kills it, and closes all there is of it here."""
+        self.signal(signal.SIGKILL)
+        self.reap()
+        self.close()
+
     def close(self) -> None:
         """Closes what is open here of the ways to talk to it."""
         self.line.close()

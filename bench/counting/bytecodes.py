@@ -8,7 +8,7 @@ Does not know: what a bytecode or a C function costs.
 import gc
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -32,7 +32,7 @@ def bytecodes_of(section: Section, times: int = TIMES) -> float:
             count += 1
         return trace
 
-    _traced(trace, section, times)
+    _hooked(sys.gettrace, sys.settrace, trace, section, times)
     return count / times
 
 
@@ -46,19 +46,19 @@ def profile_of(section: Section, times: int = TIMES) -> Counter[str]:
             found[f"{frame.f_globals.get('__name__')}.{frame.f_code.co_qualname}"] += 1
         return trace
 
-    _traced(trace, section, times)
+    _hooked(sys.gettrace, sys.settrace, trace, section, times)
     return Counter({name: count // times for name, count in found.items()})
 
 
-def _traced(trace: Any, section: Section, times: int) -> None:
-    before = sys.gettrace()
+def _hooked(get: Callable[[], Any], put: Callable[[Any], None], hook: Any, section: Section, times: int) -> None:
+    before = get()
     with _no_garbage_of_others():
-        sys.settrace(trace)
+        put(hook)
         try:
             for _ in range(times):
                 section()
         finally:
-            sys.settrace(before)
+            put(before)
 
 
 @contextmanager
@@ -83,14 +83,7 @@ def calls_of(section: Section, times: int = TIMES) -> float:
         if event == "c_call":
             count += 1
 
-    before = sys.getprofile()
-    with _no_garbage_of_others():
-        sys.setprofile(profile)
-        try:
-            for _ in range(times):
-                section()
-        finally:
-            sys.setprofile(before)
+    _hooked(sys.getprofile, sys.setprofile, profile, section, times)
     return count / times
 
 
