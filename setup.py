@@ -11,26 +11,60 @@ from setuptools import Extension, setup
 
 HOT = [
     *(f"protocol/{name}.py" for name in ("errors", "ops", "paths", "payload", "permissions", "wire", "ring")),
-    *(f"recovery_box/{name}.py" for name in ("box", "items", "journal", "lanes", "ringlane")),
+    *(
+        f"recovery_box/{name}.py"
+        for name in (
+            "box",
+            "custody",
+            "items",
+            "journal",
+            "lanes",
+            "ledger",
+            "line",
+            "prctl",
+            "remnant",
+            "ringlane",
+            "sibling",
+        )
+    ),
     *(
         f"xenstore_state/{name}.py"
         for name in (
             "access",
             "domains",
             "effects",
+            "nursery",
             "quotas",
             "records",
+            "repetition",
+            "restarts",
             "snapshots",
+            "standby",
             "store",
             "transactions",
             "tree",
             "views",
             "watches",
+            "worker",
         )
     ),
-    *(f"xenstore_logic/{name}.py" for name in ("channels", "core", "gate", "loop", "requests", "rings", "trace")),
+    *(
+        f"xenstore_logic/{name}.py"
+        for name in (
+            "channels",
+            "core",
+            "gate",
+            "host",
+            "loop",
+            "pinned",
+            "process",
+            "requests",
+            "rings",
+            "trace",
+        )
+    ),
 ]
-"""Modules on the way of a request; whatever else there is runs rarely."""
+"""Modules on the way of a request, or of a Logic that serves one only; whatever else there is runs rarely."""
 
 
 def extensions() -> list[Extension]:

@@ -19,7 +19,7 @@ from recovery_box.journal import Consumer, Producer
 from recovery_box.lanes import output_made, prepare_slot
 from xenstore_logic.core import Core
 from xenstore_logic.loop import Loop
-from xenstore_logic.requests import HANDLERS
+from xenstore_logic.requests import ROWS
 from xenstore_state.domains import PRIVILEGED
 from xenstore_state.records import Applier
 from xenstore_state.store import Store
@@ -39,7 +39,7 @@ class Stand:
         self.client, self._server = socket.socketpair()
         self.client.setblocking(False)
         self.producer = Producer(self.box, 0, self.drain)
-        self.core = Core(Store(), HANDLERS)
+        self.core = Core(Store(), ROWS)
         self.epoll = select.epoll()
         self.loop = Loop(self.core, self.box, self.producer, self.epoll, lambda: None)
         self.connection = Connection(CONNECTION, SLOT, self._server.fileno(), PRIVILEGED, True, True)

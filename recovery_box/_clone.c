@@ -34,19 +34,34 @@ static int remain(void *maker)
     return 0;
 }
 
-static PyObject *remnant(PyObject *self, PyObject *nothing)
+static PyObject *called(PyObject *self, PyObject *name)
+{
+    if (!PyBytes_Check(name)) {
+        PyErr_SetString(PyExc_TypeError, "bytes expected");
+        return NULL;
+    }
+    prctl(PR_SET_NAME, PyBytes_AS_STRING(name), 0, 0, 0);
+    Py_RETURN_NONE;
+}
+
+static PyObject *remnant(PyObject *self, PyObject *names)
 {
     sigset_t all, before;
     int pid, problem;
+    const char *its, *own;
 
+    if (!PyArg_ParseTuple(names, "yy", &its, &own))
+        return NULL;
     if (made) {
         PyErr_SetString(PyExc_RuntimeError, "there is a remnant already");
         return NULL;
     }
     sigfillset(&all);
     sigprocmask(SIG_SETMASK, &all, &before); /* the remnant begins with what is blocked here */
+    prctl(PR_SET_NAME, its, 0, 0, 0); /* and with this name, so that it never goes by another */
     pid = clone(remain, stack + sizeof(stack), CLONE_VM | CLONE_FILES, (void *)(long)getpid());
     problem = errno;
+    prctl(PR_SET_NAME, own, 0, 0, 0);
     sigprocmask(SIG_SETMASK, &before, NULL);
     if (pid < 0) {
         errno = problem;
@@ -72,8 +87,10 @@ static PyObject *sibling(PyObject *self, PyObject *nothing)
     syscall(SYS_prctl, PR_GET_TID_ADDRESS, &tid, 0, 0, 0);
     pid = CLONE(CLONE_PARENT | (tid ? CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID : 0), tid);
     problem = errno;
-    if (pid == 0)
+    if (pid == 0) {
         made = 0;
+        prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+    }
     if (pid < 0) {
         errno = problem;
         return PyErr_SetFromErrno(PyExc_OSError);
@@ -82,8 +99,9 @@ static PyObject *sibling(PyObject *self, PyObject *nothing)
 }
 
 static PyMethodDef functions[] = {
-    {"remnant", remnant, METH_NOARGS, "Makes a remnant of this process, once; its pid. Raises OSError."},
-    {"sibling", sibling, METH_NOARGS, "Forks a child of the parent's: its pid, or 0 in the child. Raises OSError."},
+    {"called", called, METH_O, "Names the calling thread."},
+    {"remnant", remnant, METH_VARARGS, "Makes a remnant of this process, once, by the first name; the process has the second. Its pid. Raises OSError."},
+    {"sibling", sibling, METH_NOARGS, "Forks a child of the parent's, which ends with that: its pid, or 0 in the child. Raises OSError."},
     {NULL, NULL, 0, NULL},
 };
 

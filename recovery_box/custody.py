@@ -13,12 +13,15 @@ import os
 import resource
 import socket
 import struct
-from typing import Final, Self
+from typing import Final
 
 _NOTE: Final = struct.Struct("=QIIi")
 """Connection id, slot, descriptor number, domid."""
 _DESCRIPTOR: Final = struct.Struct("=i")
-_ONE_DESCRIPTOR: Final = socket.CMSG_SPACE(_DESCRIPTOR.size)
+_FAMILY: Final = int(socket.AF_UNIX)
+_SOCKETS: Final = int(socket.SOL_SOCKET)
+_RIGHTS: Final = int(socket.SCM_RIGHTS)
+_KIND: Final = int(socket.SOCK_SEQPACKET)
 _FULL: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 
 
@@ -114,32 +117,44 @@ def is_exhaustion(error: OSError) -> bool:
     return error.errno in _FULL
 
 
-def lowered(end: socket.socket) -> socket.socket:
+def lowered(end: socket.SocketType) -> socket.SocketType:
     """The same socket under the lowest free number: connections must not find one, nor meet this one's."""
     low = fcntl.fcntl(end.fileno(), fcntl.F_DUPFD_CLOEXEC, 3)
     end.close()
     return pair_end(low)
 
 
-def pair_end(fd: int) -> socket.socket:
-    """One end of a pair as processes here have them between each other, by its descriptor."""
-    return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd)
+def pair_end(fd: int) -> socket.SocketType:
+    """One end of a pair as processes here have them between each other, by its descriptor: no more than the kernel's."""
+    return socket.SocketType(_FAMILY, _KIND, 0, fd)
+
+
+def enclosing(*descriptors: int) -> list[tuple[int, int, bytes]]:
+    """Ancillary data with duplicates of descriptors, for `sendmsg`."""
+    return [(_SOCKETS, _RIGHTS, struct.pack(f"={len(descriptors)}i", *descriptors))] if descriptors else []
+
+
+def room_for(descriptors: int) -> int:
+    """Bytes of ancillary data with so many descriptors, for `recvmsg`."""
+    return socket.CMSG_SPACE(_DESCRIPTOR.size * descriptors)
+
+
+def enclosed(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """The descriptors in ancillary data that `recvmsg` has returned."""
+    return [fd for _, _, data in ancillary for (fd,) in _DESCRIPTOR.iter_unpack(data)]
 
 
 class Handover:
     """A pair of sockets between the keeper and one worker.  Make it before the fork; a new one for each worker."""
 
-    def __init__(self) -> None:
+    def __init__(self, end: int | None = None) -> None:
+        """With `end`, the end of a worker that it was sent (`worker_fd`): there is no other then."""
+        if end is not None:
+            self._worker = self._keeper = pair_end(end)
+            return
         self._keeper, self._worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._keeper.setblocking(False)
         self._worker.setblocking(False)
-
-    @classmethod
-    def of_descriptor(cls, fd: int) -> Self:
-        """The end of a worker that it was sent (`worker_fd`)."""
-        handover = cls.__new__(cls)
-        handover._worker = handover._keeper = pair_end(fd)  # there is no other here
-        return handover
 
     @property
     def worker_fd(self) -> int:
@@ -171,9 +186,8 @@ class Handover:
 
     def give(self, connection: int, slot: int, fd: int, domid: int) -> bool:
         """Hands a descriptor over.  False when the worker must take others first (or is dead: its successor inherits)."""
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _DESCRIPTOR.pack(fd))]
         try:
-            self._keeper.sendmsg([_NOTE.pack(connection, slot, fd, domid)], ancillary, socket.MSG_NOSIGNAL)
+            self._keeper.sendmsg([_NOTE.pack(connection, slot, fd, domid)], enclosing(fd), socket.MSG_NOSIGNAL)
         except BlockingIOError:
             return False
         except OSError as e:
@@ -188,7 +202,7 @@ class Handover:
         Raises `EOFError` when the keeper is gone, `OutOfDescriptors` when there is no room for it here.
         """
         try:
-            note, ancillary, _, _ = self._worker.recvmsg(_NOTE.size, _ONE_DESCRIPTOR, socket.MSG_CMSG_CLOEXEC)
+            note, ancillary, _, _ = self._worker.recvmsg(_NOTE.size, room_for(1), socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return None
         if not note:
@@ -196,7 +210,7 @@ class Handover:
         connection, slot, number, domid = _NOTE.unpack(note)
         if not ancillary:
             raise OutOfDescriptors
-        here = _DESCRIPTOR.unpack_from(ancillary[0][2])[0]
+        here = enclosed(ancillary)[0]
         if here != number:
             os.dup2(here, number, inheritable=False)
             os.close(here)

@@ -6,7 +6,6 @@ one.  Names are short: those of 16,384 descriptors must fit into one variable of
 Knows nothing of what the descriptors are.
 """
 
-import array
 import fcntl
 import itertools
 import logging
@@ -17,6 +16,8 @@ import socket
 import time
 from collections.abc import MutableMapping, Sequence
 from typing import Final, NamedTuple
+
+from recovery_box.custody import enclosing
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class FdStore:
         if not self._room.poll(PATIENCE * 1000):
             raise TimeoutError("it does not listen")
 
-    def _send(self, text: bytes, descriptors: Sequence[tuple[int, int, "array.array[int]"]] = ()) -> None:
+    def _send(self, text: bytes, descriptors: Sequence[tuple[int, int, bytes]] = ()) -> None:
         """Says something; waits only if there is no room for it, but not longer than `PATIENCE`.  Raises OSError."""
         until = 0.0
         while True:
@@ -76,7 +77,7 @@ class FdStore:
             return
         self.kept[fd] = what
         text = f"FDSTORE=1\nFDPOLL=0\nFDNAME={what}.{_in_digits(fd)}".encode()
-        self._send(text, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))])
+        self._send(text, enclosing(fd))
 
     def drop(self, fd: int) -> None:
         """Has a descriptor given up.  Raises OSError."""

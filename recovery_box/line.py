@@ -7,9 +7,9 @@ which they were sent.  Either end that is gone shows as EOF.  What a message mea
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final, Self
+from typing import Final
 
-from recovery_box.custody import lowered, pair_end
+from recovery_box.custody import enclosed, enclosing, lowered, pair_end, room_for
 
 MESSAGE_MAX: Final = 4096
 """Bytes of one message."""
@@ -18,21 +18,17 @@ MESSAGE_MAX: Final = 4096
 class Line:
     """Two pairs of sockets: make it before the fork, a new one for each worker."""
 
-    def __init__(self) -> None:
+    def __init__(self, ends: tuple[int, int] | None = None) -> None:
+        """With `ends`, those of a worker that it was sent (`worker_ends`): there are no others then."""
+        self._untold: deque[bytes] = deque()
+        if ends is not None:
+            self._worker_asks = self._keeper_answers = pair_end(ends[0])
+            self._worker_hears = self._keeper_tells = pair_end(ends[1])
+            return
         self._keeper_answers, self._worker_asks = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._keeper_tells, self._worker_hears = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self._keeper_answers, self._keeper_tells, self._worker_hears):
             end.setblocking(False)
-        self._untold: deque[bytes] = deque()
-
-    @classmethod
-    def of_descriptors(cls, asks: int, hears: int) -> Self:
-        """The ends of a worker that it was sent (`worker_ends`)."""
-        line = cls.__new__(cls)
-        line._worker_asks, line._worker_hears = pair_end(asks), pair_end(hears)
-        line._keeper_answers, line._keeper_tells = line._worker_asks, line._worker_hears  # there are no others here
-        line._untold = deque()
-        return line
 
     # ---- the keeper's end
 
@@ -98,7 +94,7 @@ class Line:
         """Sends news with duplicates of descriptors, to a worker that expects them (`receive`); False if that can't be now."""
         try:
             return not self._untold and bool(
-                socket.send_fds(self._keeper_tells, [message], descriptors, socket.MSG_NOSIGNAL)
+                self._keeper_tells.sendmsg([message], enclosing(*descriptors), socket.MSG_NOSIGNAL)
             )
         except (BlockingIOError, BrokenPipeError, ConnectionResetError):
             return False
@@ -141,12 +137,12 @@ class Line:
     def receive(self, most: int, descriptors: int) -> tuple[bytes, list[int]] | None:
         """The same with descriptors, at most so many."""
         try:
-            message, received, _, _ = socket.recv_fds(self._worker_hears, most, descriptors, socket.MSG_CMSG_CLOEXEC)
+            message, ancillary, _, _ = self._worker_hears.recvmsg(most, room_for(descriptors), socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return None
         if not message:
             raise EOFError("the keeper is gone")
-        return message, received
+        return message, enclosed(ancillary)
 
     def say(self, message: bytes) -> None:
         """Says something to which there is no answer (`listen`).  Raises `EOFError` when the keeper is gone."""

@@ -24,12 +24,12 @@ NAME: Final = b"xenstore-rest"
 
 def make(name: bytes) -> None:
     """Makes the remnant of this process, once, which is called `name` from then on."""
-    if _clone is not None:
-        be_called(NAME)  # which the remnant inherits, so that it never goes by another
-        try:
-            _clone.remnant()
-        except OSError as e:
-            log.debug("there is no remnant: %s", e)
+    try:
+        if _clone is not None:
+            _clone.remnant(NAME, name)
+            return
+    except OSError as e:
+        log.debug("there is no remnant: %s", e)
     be_called(name)
 
 

@@ -25,7 +25,7 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 def fork() -> int:
-    """Forks a child of this process's parent: its pid, or 0 in the child.  Raises OSError."""
+    """Forks a child of this process's parent, killed when that ends: its pid, or 0 in the child.  Raises OSError."""
     return _clone.sibling()
 
 

@@ -36,6 +36,13 @@ _ENOSYS: Final = StoreError("ENOSYS").payload
 _E2BIG: Final = StoreError("E2BIG").payload
 
 Handler = Callable[["Core", Connection, int, bytes], bytes]
+Row = tuple[Handler, bool, bool]
+"""Who handles an operation, whether only the privileged may send it, whether it looks at the transaction."""
+
+
+def rows(handlers: dict[int, Handler]) -> dict[int, Row]:
+    """By operation, for each of those that there are."""
+    return {int(op): (handlers[op], row.privileged, row.uses_tx) for op, row in OPERATIONS.items()}
 
 
 Performed = tuple[int, tuple[Any, ...], str]
@@ -45,7 +52,7 @@ Performed = tuple[int, tuple[Any, ...], str]
 class Core:
     """Serves requests on a store."""
 
-    def __init__(self, store: Store, handlers: dict[int, Handler], host: Host | None = None) -> None:
+    def __init__(self, store: Store, table: dict[int, Row], host: Host | None = None) -> None:
         self.store = store
         self.has_hypervisor = host is not None
         self.host: Host = host if host is not None else NoHost()
@@ -61,7 +68,7 @@ class Core:
         """What is known of restarts of Logic."""
         self.outstanding: Callable[[Connection], int] = lambda ring: 0
         """How many requests of a ring are outstanding; who serves rings knows."""
-        self._rows = {int(op): (handlers[op], row.privileged, row.uses_tx) for op, row in OPERATIONS.items()}
+        self._rows = table
         self._told: dict[int, int] = {}
         """Bytes of events made by this request, by id of the connection that quotas bind."""
         self._listing: tuple[Node, int, bytes] | None = None

@@ -18,7 +18,7 @@ from protocol.wire import Framer, FramingViolation
 from recovery_box.items import Connection
 from xenstore_logic.core import Core, Performed
 from xenstore_logic.host import Host
-from xenstore_logic.requests import HANDLERS
+from xenstore_logic.requests import ROWS
 from xenstore_state.domains import PRIVILEGED
 from xenstore_state.store import Store
 
@@ -42,7 +42,7 @@ class Embedded:
 
     def __init__(self, host: Host | None = None) -> None:
         self.store = Store()
-        self.core = Core(self.store, HANDLERS, host)
+        self.core = Core(self.store, ROWS, host)
         self._framers: defaultdict[int, Framer] = defaultdict(Framer)
         self._last_id = 0
 

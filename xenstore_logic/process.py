@@ -11,20 +11,24 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, Final
 
 import trio
 
+from protocol.ops import Op
+from protocol.wire import Message
 from recovery_box import remnant
 from recovery_box.items import Connection
 from recovery_box.line import Line
 from recovery_box.prctl import be_called, end_with_parent
 from xenstore_logic.control import apply_trace_settings
 from xenstore_logic.core import Core
+from xenstore_logic.embedded import Embedded
 from xenstore_logic.host import XenHost
 from xenstore_logic.loop import BEAT_SECONDS, Loop
 from xenstore_logic.pinned import PinnedTurns
-from xenstore_logic.requests import HANDLERS
+from xenstore_logic.requests import ROWS
 from xenstore_logic.rings import Rings
 from xenstore_state import divergence
 from xenstore_state.domains import PRIVILEGED
@@ -40,6 +44,16 @@ NAME: Final = b"xenstore-logic"
 NAME_BEFORE: Final = b"xenstore-next"
 """What one is called that stands by."""
 NAME_OF_TEMPLATE: Final = b"xenstore-model"
+REHEARSED: Final = (
+    (Op.WRITE, b"/local/domain/1/a\0b"),
+    (Op.READ, b"/local/domain/1/a\0"),
+    (Op.DIRECTORY, b"/local/domain/1\0"),
+    (Op.GET_PERMS, b"/local/domain/1\0"),
+    (Op.WATCH, b"a\0token\0"),
+    (Op.MKDIR, b"/local/domain/1/a/b\0"),
+    (Op.RM, b"/local/domain/1/a\0"),
+)
+"""Some of what guests ask for."""
 
 
 def run_logic(inheritance: Inheritance) -> int:
@@ -50,26 +64,35 @@ def run_logic(inheritance: Inheritance) -> int:
     """
     end_with_parent()
     _be_dispensable()
+
+    def write_down(number: int, frame: FrameType | None) -> None:
+        if inheritance.epoll is not None:
+            _write_down_and_end(inheritance)
+
+    signal.signal(signal.SIGUSR2, write_down)
     if inheritance.template is not None:
         be_called(NAME_OF_TEMPLATE)
+        _rehearse()
         inheritance = inheritance.template(inheritance).children()
-        end_with_parent()
     remnant.make(NAME if inheritance.stand_by is None else NAME_BEFORE)
     if inheritance.hypervisor is not None:
         inheritance.hypervisor.in_logic()
-    guest = Guest()
+    guest = None
     if inheritance.stand_by is not None:
-        alone = bool(Policy.of(inheritance.store.items.settings).alone)
-        given = guest.wait(inheritance.stand_by(inheritance), alone=alone)
+        stand_by = inheritance.stand_by(inheritance)
+        if Policy.of(inheritance.store.items.settings).alone:
+            given: Inheritance | None = _wait(stand_by)
+        else:
+            guest = Guest()
+            given = guest.wait(stand_by)
         if given is None:
             return Planned.STOP
         inheritance = given
         be_called(NAME)
-    signal.signal(signal.SIGUSR2, lambda *_: _write_down_and_end(inheritance))
     host = None
     if inheritance.hypervisor is not None:
         host = XenHost(inheritance.store, inheritance.line, inheritance.hypervisor)
-    core = Core(inheritance.store, HANDLERS, host)
+    core = Core(inheritance.store, ROWS, host)
     apply_trace_settings(core)
     assert inheritance.epoll is not None
     loop = Loop(core, inheritance.box, inheritance.producer(), inheritance.epoll, inheritance.wake)
@@ -93,7 +116,26 @@ def run_logic(inheritance: Inheritance) -> int:
     policy = Policy.of(core.store.items.settings)
     turns = _pinned_turns(loop, inheritance.line, policy) if policy.alone else None
     loop.recover(inheritance.last, inheritance.begun)
-    return _serve_alone(loop, turns) if turns is not None else guest.run(loop)
+    return _serve_alone(loop, turns) if turns is not None else (guest or Guest()).run(loop)
+
+
+def _rehearse() -> None:
+    """Serves nobody's requests on a store of nobody's: what is made at the first use, children find made."""
+    nobodys = Embedded()
+    for by in (nobodys.connect(), nobodys.connect(domid=1)):
+        for op, payload in REHEARSED:
+            nobodys.feed(by, Message(op, 1, 0, payload).encode())
+
+
+def _wait(stand_by: StandBy) -> Inheritance:
+    """Stands by without trio: nobody here will live long enough for it."""
+    waiting = select.poll()
+    waiting.register(stand_by, select.POLLIN)
+    given = None
+    while given is None:
+        waiting.poll()
+        given = stand_by.hear()
+    return given
 
 
 def _pinned_turns(loop: Loop, line: Line, policy: Policy) -> PinnedTurns:
@@ -154,13 +196,9 @@ class Guest:
                 restrict_keyboard_interrupt_to_checkpoints=True,
             )
 
-    def wait(self, stand_by: StandBy, *, alone: bool) -> Inheritance | None:
-        """Stands by; what to serve with, or None if it was told to end before its turn came.
-
-        Trio has begun by then, unless nobody will live long enough for it.
-        """
-        if not alone:
-            self._begin()
+    def wait(self, stand_by: StandBy) -> Inheritance | None:
+        """Stands by; what to serve with, or None if it was told to end before its turn came.  Trio has begun by then."""
+        self._begin()
         waiting = select.poll()
         waiting.register(self._bell, select.POLLIN)
         waiting.register(stand_by, select.POLLIN)

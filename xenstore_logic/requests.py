@@ -1,7 +1,7 @@
 """What each operation on nodes, watches and transactions answers (core.c, watch.c, transaction.c of the C daemon).
 
 A handler takes (core, connection, tx_id, payload), checks the payload's form, and returns the reply's payload or raises a
-StoreError.  `HANDLERS` at the end is the table.
+StoreError.  `HANDLERS` at the end is the table, `ROWS` what the core makes of it.
 """
 
 from typing import Final
@@ -14,7 +14,7 @@ from protocol.wire import ACK, PAYLOAD_MAX, watch_event
 from recovery_box.items import Connection
 from xenstore_logic import domains
 from xenstore_logic.control import control
-from xenstore_logic.core import Core, Handler
+from xenstore_logic.core import Core, Handler, Row, rows
 from xenstore_state import effects
 from xenstore_state.access import encode
 from xenstore_state.quotas import check
@@ -189,3 +189,6 @@ HANDLERS: Final[dict[int, Handler]] = {
     Op.GET_QUOTA: domains.get_quota,
     Op.SET_QUOTA: domains.set_quota,
 }
+
+ROWS: Final[dict[int, Row]] = rows(HANDLERS)
+"""Made once: a Logic that serves a single request has no time for it."""

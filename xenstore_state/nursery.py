@@ -15,7 +15,7 @@ import select
 import struct
 import time
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from recovery_box import sibling
@@ -76,25 +76,22 @@ class Template(Follower):
                 continue
             if len(ends) < _ENDS:
                 raise Incomplete("no descriptor was free for a line to State")
+            asks, hears, takes = ends
             pid = sibling.fork()
             if not pid:
-                return self._begin_to_stand_by((number, end), *ends)
+                return self._begin_to_stand_by((number, end), asks, hears, takes)
             for fd in ends:
                 os.close(fd)
             self._given.line.say(_BIRTH.pack(pid))
 
     def _begin_to_stand_by(self, until: tuple[int, int], asks: int, hears: int, takes: int) -> Inheritance:
-        self._given.line.close()
-        self._given.handover.close()
-        self._given = replace(
-            self._given,
-            line=Line.of_descriptors(asks, hears),
-            handover=Handover.of_descriptor(takes),
-            template=None,
-            stand_by=self._as_it_is,
-        )
+        given = self._given
+        given.line.close()
+        given.handover.close()
+        given.line, given.handover = Line((asks, hears)), Handover(takes)
+        given.template, given.stand_by = None, self._as_it_is
         self._catch_up(until)
-        return self._given
+        return given
 
     def _as_it_is(self, given: Inheritance) -> StandBy:
         return self

@@ -9,6 +9,7 @@ Knows of processes only how they ended.
 """
 
 import enum
+import functools
 import logging
 import time
 from collections import Counter, deque
@@ -76,7 +77,7 @@ class Policy(NamedTuple):
     def of(cls, settings: Table[str, int | str]) -> "Policy":
         """The one that is set (`POLICY`)."""
         text = settings.get(POLICY)
-        return cls.parse(str(text)) if text else cls()
+        return _parse(str(text)) if text else cls()
 
     @classmethod
     def parse(cls, text: str) -> "Policy":
@@ -97,6 +98,9 @@ class Policy(NamedTuple):
             elif word not in {"on-crash", "notify"}:
                 raise ValueError(f"{word!r}: expected on-crash, notify, every=SECONDS, after=REQUESTS or per-request")
         return cls(every, after, alone)
+
+
+_parse: Final = functools.lru_cache(maxsize=1)(Policy.parse)
 
 
 KINDS: Final = ("planned", "killed", "hung", "failed", "orphaned")

@@ -16,8 +16,7 @@ import os
 import select
 import struct
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgpack
@@ -66,9 +65,9 @@ class Turn(NamedTuple):
     last: bytes
     """The last record; empty if there was none."""
     sequence: int
-    begun: list[int] | None
+    begun: Sequence[int] | None
     """Connection ids; see `Inheritance`, as for the rest."""
-    poison: list[tuple[int, int]]
+    poison: Sequence[tuple[int, int]]
     penalties: dict[int, float]
     pending: dict[int, int]
     """Where the pending output begins of connections that have any, by id: what went before is not in the ledger."""
@@ -117,7 +116,7 @@ class Follower:
             turn = Turn(*msgpack.unpackb(message, use_list=False, strict_map_key=False))
             self._catch_up(turn.place)
         self._given.box.words[W_FOLLOWED] = self._repetition.known.sequence
-        return self._begin(turn, *descriptors) if turn is not None else None
+        return self._begin(turn, descriptors[0]) if turn is not None else None
 
     def _catch_up(self, until: tuple[int, int]) -> None:
         """Does what State had done when it had written so far (number of the ledger, bytes of it)."""
@@ -182,17 +181,15 @@ class Follower:
             raise Incomplete(
                 f"descriptors {self._open - known} are those of no connection, {known - self._open} are missing"
             )
-        return replace(
-            self._given,
-            epoll=select.epoll.fromfd(epoll),
-            begun=[connections.find(number) for number in turn.begun] if turn.begun is not None else None,
-            last=decode(turn.last) if turn.last else None,
-            sequence=turn.sequence,
-            poison=frozenset((number, position) for number, position in turn.poison),
-            penalties=turn.penalties,
-            history=turn.history,
-            stand_by=None,
-        )
+        given = self._given
+        given.epoll = select.epoll.fromfd(epoll)
+        given.begun = [connections.find(number) for number in turn.begun] if turn.begun is not None else None
+        given.last = decode(turn.last) if turn.last else None
+        given.sequence = turn.sequence
+        given.poison = frozenset((number, position) for number, position in turn.poison)
+        given.penalties, given.history = turn.penalties, turn.history
+        given.stand_by = None
+        return given
 
 
 class Reserve:

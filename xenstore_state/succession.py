@@ -338,8 +338,7 @@ class Succession:
         except BaseException:
             log.exception("Logic fails")
         finally:
-            logging.shutdown()
-            os._exit(status)
+            os._exit(status)  # what was logged is written at once
 
     def _write_pid(self) -> None:
         temporary = self._pid_file + ".new"

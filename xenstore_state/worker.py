@@ -42,9 +42,9 @@ class Breeding(Protocol):
         """Returns in each child, with what that begins with."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Inheritance:
-    """What a new Logic starts with."""
+    """What a new Logic starts with; whoever stands by learns some of it only when its turn comes."""
 
     store: Store
     box: Box

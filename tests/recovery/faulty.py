@@ -24,7 +24,7 @@ from recovery_box.items import Connection
 from tests.oracle.daemons import OurDaemon
 from xenstore_logic.core import Core
 from xenstore_logic.loop import Loop
-from xenstore_logic.requests import HANDLERS
+from xenstore_logic.requests import ROWS
 from xenstore_state.effects import REFUSED, RM, SET_PERMS, SET_QUOTA, WRITE, names_of
 from xenstore_state.records import encode
 from xenstored.__main__ import main
@@ -123,10 +123,10 @@ def _faulty_write(core: Core, by: Connection, tx_id: int, payload: bytes) -> byt
     return reply
 
 
-_write = HANDLERS[Op.WRITE]
+_write = ROWS[Op.WRITE][0]
 
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    HANDLERS[Op.WRITE] = _faulty_write
+    ROWS[Op.WRITE] = (_faulty_write, *ROWS[Op.WRITE][1:])
     setattr(Loop, "__init__", _loop_that_is_known)  # noqa: B010  # that is the fault
     sys.exit(main())

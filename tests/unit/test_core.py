@@ -13,7 +13,7 @@ from tests.model.harness import HEADER, answer, message, messages
 from tests.model.support import examples
 from xenstore_logic.core import Core
 from xenstore_logic.embedded import Embedded
-from xenstore_logic.requests import HANDLERS
+from xenstore_logic.requests import HANDLERS, ROWS
 from xenstore_state import effects
 from xenstore_state.store import Store
 
@@ -30,7 +30,7 @@ class World:
     def __init__(self) -> None:
         store = Store()
         store.domains.learn(5, 5).introduced = True
-        self.core = Core(store, HANDLERS)
+        self.core = Core(store, ROWS)
         self.toolstack, self.guest = Connection(1, -1, -1, 0, True, True), Connection(2, -1, -1, 5, False, False)
         for connection in (self.toolstack, self.guest):
             store.connect(connection)

@@ -49,7 +49,7 @@ from tests.unit.test_ring_lane import Bytes, Died, Mortal, Words, mortal_box
 from xenstore_logic.core import Core
 from xenstore_logic.host import XenHost
 from xenstore_logic.loop import Loop
-from xenstore_logic.requests import HANDLERS
+from xenstore_logic.requests import ROWS
 from xenstore_logic.rings import NEWS_TURN, Rings
 from xenstore_state.domains import PRIVILEGED
 from xenstore_state.effects import ENDS_DOMAIN
@@ -226,7 +226,7 @@ class World:
         producer = Producer(box, self.consumer.sequence, self.drain)
         host = XenHost(store, cast(Line, self), self.xen)
         try:
-            self.core = Core(store, HANDLERS, host)
+            self.core = Core(store, ROWS, host)
             self.loop = Loop(self.core, box, producer, self.epoll, self.drain)
             self.loop.inherit({c.fd: c for c in store.items.connections if c.socket})
             self.rings = Rings(self.loop, host, box)
