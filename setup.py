@@ -1,70 +1,32 @@
 """What pyproject.toml cannot say: extensions that may be missing, for want of a compiler or because nobody asked for them.
 
-`_lanes`, `_journal` and `_clone` are compiled wherever there is a compiler.  With XOARSTORE_COMPILED=1 the typed modules on
-the way of a request are compiled too, by mypyc and as they stand: what they do is the same, in half the time
+`_lanes`, `_journal` and `_clone` are compiled wherever there is a compiler.  With XOARSTORE_COMPILED=1 the typed modules of
+State and Logic are compiled too, by mypyc and as they stand: what they do is the same, in half the time
 (`docs/decisions/007`).
 """
 
 import os
+from pathlib import Path
 
 from setuptools import Extension, setup
 
+COLD = (
+    "*/__init__.py",
+    "recovery_box/fdstore.py",
+    "xenstore_logic/control.py",
+    "xenstore_logic/version.py",
+    "xenstore_state/checkpoint.py",
+    "xenstore_state/divergence.py",
+    "xenstore_state/recovered.py",
+)
+"""Never needed in a hurry, and free to be lazy: mypyc makes a list of every generator expression at once."""
 HOT = [
-    *(f"protocol/{name}.py" for name in ("errors", "ops", "paths", "payload", "permissions", "wire", "ring")),
-    *(
-        f"recovery_box/{name}.py"
-        for name in (
-            "box",
-            "custody",
-            "items",
-            "journal",
-            "lanes",
-            "ledger",
-            "line",
-            "prctl",
-            "remnant",
-            "ringlane",
-            "sibling",
-        )
-    ),
-    *(
-        f"xenstore_state/{name}.py"
-        for name in (
-            "access",
-            "domains",
-            "effects",
-            "nursery",
-            "quotas",
-            "records",
-            "repetition",
-            "restarts",
-            "snapshots",
-            "standby",
-            "store",
-            "transactions",
-            "tree",
-            "views",
-            "watches",
-            "worker",
-        )
-    ),
-    *(
-        f"xenstore_logic/{name}.py"
-        for name in (
-            "channels",
-            "core",
-            "gate",
-            "host",
-            "loop",
-            "pinned",
-            "process",
-            "requests",
-            "rings",
-            "trace",
-        )
-    ),
+    str(path)
+    for package in ("protocol", "recovery_box", "xenstore_state", "xenstore_logic")
+    for path in sorted(Path(package).glob("*.py"))
+    if not any(path.match(cold) for cold in COLD)
 ]
-"""Modules on the way of a request, or of a Logic that serves one only; whatever else there is runs rarely."""
+"""On the way of a request, of a new connection, or of a restart."""
 
 
 def extensions() -> list[Extension]:

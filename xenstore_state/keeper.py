@@ -13,6 +13,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, Final
 
 from protocol.ring import ERROR_COMM
@@ -49,6 +50,10 @@ STOP_SECONDS: Final = 2.0
 """How long Logic may take for an orderly end."""
 DUMP_SECONDS: Final = 3.0
 """How long a Logic may take to write down the tree it had, when that was not State's."""
+
+
+def _take_no_notice(number: int, frame: FrameType | None) -> None:
+    """Of a signal: it is the wake-up descriptor that tells."""
 
 
 class Keeper:
@@ -178,7 +183,7 @@ class Keeper:
         self._signals_write.setblocking(False)
         signal.set_wakeup_fd(self._signals_write.fileno(), warn_on_full_buffer=False)
         for number in SIGNALS:
-            signal.signal(number, lambda *_: None)
+            signal.signal(number, _take_no_notice)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
