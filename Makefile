@@ -3,7 +3,7 @@
 # test-xen  the daemon on a real Xen under QEMU, with guests: some four minutes, installs what it needs, downloads 100 MB
 # torture  fifty clients work while everything is killed, TORTURE_SECONDS long; see python -m tests.torture --help
 # test-restarts  conformance, clients and guests while Logic is restarted every 50 ms, and for every request
-# test-compiled  the conformance tests against the daemon with its hot modules compiled
+# test-compiled  conformance, recovery and clients against the daemon with its hot modules compiled
 # test-optimized  tests of the running daemon, without any assertion in it (python -O)
 # model this daemon, its core, C xenstored and oxenstored against the reference model, for SECONDS
 # conformance  every conformance case against this daemon, C xenstored and oxenstored; writes docs/conformance-*
@@ -87,7 +87,7 @@ test-restarts: $(STAMP)
 	XOARSTORE_RESTART=per-request $(PY) -m pytest tests/conformance tests/unit/test_client_daemon.py
 
 test-compiled: $(STAMP) $(COMPILED_STAMP)
-	XOARSTORE_PYTHON=$(CURDIR)/$(COMPILED)/bin/python $(PY) -m pytest tests/conformance
+	XOARSTORE_PYTHON=$(CURDIR)/$(COMPILED)/bin/python $(PY) -m pytest tests/conformance tests/recovery tests/unit/test_client_daemon.py
 
 $(FUZZING): $(STAMP)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'

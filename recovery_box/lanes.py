@@ -51,6 +51,7 @@ _LOOKED: Final = 23
 _MARK: Final = 24
 _CREDIT: Final = 25
 _SHOWN: Final = 26
+_RENEWED: Final = 27
 _IOV: Final = 2
 _IOV_COUNT: Final = 3
 _BYTES: Final = 7

@@ -14,7 +14,7 @@ from typing import Final
 
 from protocol.ring import REQ_CONS, REQ_PROD, RING_SIZE, RSP_CONS, RSP_PROD, RingIndexError, RingPage
 from recovery_box.box import REGION_SIZE, Box
-from recovery_box.lanes import _DONE, _MARK, _SHOWN, M32, MASK, Lane
+from recovery_box.lanes import _DONE, _MARK, _RENEWED, _SHOWN, M32, MASK, Lane
 
 TAKEN_OVERWRITTEN: Final = "the index of requests taken was overwritten"
 GIVEN_OVERWRITTEN: Final = "the index of responses given was overwritten"
@@ -45,6 +45,15 @@ class RingLane(Lane):
         self.fill = self.head = consumed
         self.made = self.sent = made
         self.mark(made)
+
+    @property
+    def renewed(self) -> int:
+        """When the peer last got a fresh connection, as whoever serves it noted; 0 in a prepared slot."""
+        return self._words[self._done_word - _DONE + _RENEWED]
+
+    @renewed.setter
+    def renewed(self, renewed: int) -> None:
+        self._words[self._done_word - _DONE + _RENEWED] = renewed
 
     def attach(self, page: RingPage) -> None:
         """The ring is mapped; publishes what the box says of it."""

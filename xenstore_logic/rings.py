@@ -96,8 +96,8 @@ class Rings:
         """What is done about a ring that needs looking at."""
         self._news: deque[tuple[int, int, int]] = deque()
         """What State has told, and was not dealt with yet."""
-        self._renewed: dict[int, float] = {}
-        """When a domain last connected anew."""
+        self._renewed: dict[int, int] = {}
+        """When a domain last connected anew, in milliseconds of the monotonic clock; also in the lane, for the next Logic."""
         loop.rings = self
         loop.core.outstanding = self._outstanding
 
@@ -110,9 +110,11 @@ class Rings:
 
     def add(self, connection: Connection) -> Channel:
         """A ring to be served; it is mapped later."""
-        channel = Channel(connection, RingLane(self._box, connection.slot))
+        lane = RingLane(self._box, connection.slot)
+        channel = Channel(connection, lane)
         self._sleeping.pop(connection.port, None)
         self.gate.welcome(channel)
+        lane.renewed = self._renewed.setdefault(connection.domid, lane.renewed)
         if connection.port:
             self._by_port[connection.port] = channel
         for chunk in connection.pending.chunks:
@@ -281,7 +283,7 @@ class Rings:
         if lane is None or page is None:
             return False
         if page.wants_reconnection:
-            return True
+            return not self._renewed_lately(channel)
         if self._loop.has_left_over(channel) or page.words[REQ_PROD] != lane.fill:
             if not self._loop.has_to_wait(channel):
                 return True
@@ -328,18 +330,27 @@ class Rings:
         domain = core.store.domains.introduced(domid)
         if domain is None or not domain.features & FEATURE_RECONNECTION:
             return False
-        now = time.monotonic()
-        again = self._renewed.get(domid, -RENEW_SECONDS) + RENEW_SECONDS
-        if now < again:
-            self._look_later(channel, again)
+        if self._renewed_lately(channel):
             return True
-        self._renewed[domid] = now
+        self._renewed[domid] = now = int(
+            time.monotonic() * 1000
+        )  # and in the lane of the connection that there will be
         try:
             if self._host.renew(domid):
                 self.gate.say(domid, "anew", "domain %d connects anew", domid, level=logging.INFO)
                 self._loop.for_the_house(partial(core.perform, INTRODUCE, core.store.house, domid))
+            elif channel.ring is not None:
+                channel.ring.renewed = now
         except Later as e:
             self._loop.for_the_house(partial(domains.gone, core, e.domid))
+        return True
+
+    def _renewed_lately(self, channel: Channel) -> bool:
+        """Whether a domain may not connect anew yet; it is looked at again when it may."""
+        again = self._renewed.get(channel.connection.domid, 0) / 1000 + RENEW_SECONDS
+        if time.monotonic() >= again:
+            return False
+        self._look_later(channel, again)
         return True
 
     def send(self, channel: Channel) -> bool:

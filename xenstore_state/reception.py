@@ -172,8 +172,8 @@ class Reception:
             fd = listener._accept()[0]  # type: ignore[attr-defined]  # the number is all that is wanted
         except BlockingIOError:
             return True
-        except BoxFull as e:
-            self._pause(str(e))
+        except BoxFull as full:
+            self._pause(str(full))
             return True
         except OSError as e:
             if custody.is_exhaustion(e):

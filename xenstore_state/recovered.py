@@ -43,8 +43,8 @@ def _with_ledgers(repetition: Repetition, directory: str, number: int) -> Recove
         for entry in _ledgers(directory, number):
             repetition.do(entry)
             count += 1
-    except Incomplete as e:
-        lost = str(e)
+    except Incomplete as end:
+        lost = str(end)
     except FAILURES as e:
         lost = f"entry {count + 1}, behind record {repetition.known.sequence}, cannot be repeated ({e!r})"
     known = repetition.known

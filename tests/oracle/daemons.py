@@ -214,6 +214,9 @@ class OurDaemon(Daemon):
     name = "ours"
     death_signal = "TERM"
 
+    module = "xenstored"
+    """What is run; anything else patches the daemon, which only its sources allow."""
+
     def __init__(
         self,
         run_dir: Path | str,
@@ -246,10 +249,10 @@ class OurDaemon(Daemon):
     def command(self) -> list[str]:
         where = ["-D"] if self.xen_dir is None else ["--simulated-xen", str(self.xen_dir)]
         restart = ["--restart", RESTART_POLICY] if RESTART_POLICY else []
-        other = os.environ.get(PYTHON)
+        other = os.environ.get(PYTHON) if self.module == "xenstored" else None
         # -P: what that environment has installed, not the sources that lie in the working directory
         python = [sys.executable] if not other else [other, "-P"]
-        return [*python, "-m", "xenstored", "-N", *where, *restart]
+        return [*python, "-m", self.module, "-N", *where, *restart]
 
     def own_env(self) -> dict[str, str]:
         optimized = {"PYTHONOPTIMIZE": "1"} if os.environ.get(OPTIMIZE) else {}

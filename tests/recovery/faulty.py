@@ -33,8 +33,7 @@ from xenstored.__main__ import main
 class FaultyDaemon(OurDaemon):
     """This program, run as a daemon."""
 
-    def command(self) -> list[str]:
-        return ["tests.recovery.faulty" if word == "xenstored" else word for word in super().command()]
+    module = "tests.recovery.faulty"
 
 
 def _abort(core: Core, path: bytes) -> None:

@@ -24,6 +24,8 @@ PATIENCE: Final = 60.0
 class TortureDaemon(OurDaemon):
     """A daemon that can be made to crash at named steps, or is a broken build."""
 
+    module = "tests.torture.launcher"
+
     def __init__(
         self,
         run_dir: Path,
@@ -40,10 +42,6 @@ class TortureDaemon(OurDaemon):
         super().__init__(
             run_dir, ["--guardian" if guardian else "--no-guardian", *arguments], {VARIABLE: json.dumps(told)}
         )
-
-    def command(self) -> list[str]:
-        own = super().command()
-        return ["tests.torture.launcher" if word == "xenstored" else word for word in own]
 
     @contextmanager
     def crashing(self) -> Iterator[None]:

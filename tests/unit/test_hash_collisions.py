@@ -19,7 +19,7 @@ from protocol.wire import Message
 from recovery_box.box import Box
 from tests.oracle.daemons import OurDaemon, short_run_dir
 from tests.recovery.test_state_dies import kill_state, state_pid
-from tests.unit.test_ring_loop import SLOTS, Guest, World
+from tests.unit.ring_world import SLOTS, Guest, World
 
 GUEST: Final = 5
 CHOSEN: Final = tuple(range(0x5EED0001, 0x5EED0010))

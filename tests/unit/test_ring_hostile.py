@@ -1,6 +1,6 @@
 """A guest that does whatever it likes with its page, at any moment, in one process with loop, rings and State.
 
-`World` is that of `test_ring_loop`.  Random programs: the hostile guest moves indices, writes bytes and half messages, asks
+`World` is that of `ring_world`.  Random programs: the hostile guest moves indices, writes bytes and half messages, asks
 for fresh connections, also between any two stores that the daemon makes to its page; meanwhile Logic dies, the toolstack
 introduces and releases, domains end and come back.  Logic must never raise, both stores must stay equal, and another guest
 and the toolstack must get every answer.
@@ -18,7 +18,7 @@ from protocol.ring import CONNECTION, M32, REQ_PROD, RING_SIZE, RSP_CONS
 from protocol.wire import Message
 from recovery_box.box import Box
 from tests.model.support import examples
-from tests.unit.test_ring_loop import OK, SLOTS, Guest, World, strings
+from tests.unit.ring_world import OK, SLOTS, Guest, World, strings
 from xenstore_state.domains import PRIVILEGED
 
 HOSTILE: Final = 5
