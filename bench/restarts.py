@@ -67,7 +67,8 @@ class Stand:
     def __enter__(self) -> Self:
         self._stack.enter_context(self.daemon)
         self.client = self._stack.enter_context(LoadClient(self.daemon.socket, None))
-        self._stack.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))  # or the next one would have one core only
+        # Or the next one would have one core only.
+        self._stack.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))
         pin([os.getpid()], self.cores.beside)
         pin([self.client.pid], self.cores.serving)
         self.place()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.wire import Client, Closed, Op, WireError, strings
-from tests.oracle.daemons import short_run_dir
+from tests.oracle.daemons import OurDaemon, short_run_dir
 from tests.recovery.faulty import FaultyDaemon
 from tests.recovery.logic import PATIENCE, wait_for_restarts
 from xenstore_logic.loop import DIGEST_EVERY
@@ -70,3 +71,16 @@ def test_the_faults_used_here_are_deaths(fault: str) -> None:
         assert client.read("/before") == b"v"
         assert not client.exists(f"/x/{fault}")
         wait_for_restarts(daemon, 2)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_logic_writes_its_tree_down_as_soon_as_it_is_told_to(busy: bool) -> None:
+    with short_run_dir() as run_dir, OurDaemon(run_dir) as daemon, Client(daemon.socket) as client:
+        client.write("/tree/node", b"value")
+        time.sleep(0.1)  # it has begun to listen to signals
+        if busy:
+            for _ in range(500):
+                client.send(Op.READ, strings("/tree/node"))
+        os.kill(daemon.logic_pid(), signal.SIGUSR2)
+        assert any(line.startswith("/tree/node ") for line in wait_for(run_dir / LOGICS))
+        wait_for_restarts(daemon, 1)
