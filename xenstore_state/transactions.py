@@ -409,14 +409,14 @@ class Transaction(View):
         since = tree.generation
         changed = {parts: tree.find(parts) for operation, parts, *_ in self.log if operation in _CHANGING}
         acls = {parts: node.acl for parts, node in changed.items() if node is not None}
-        before = tree.savepoint()
+        before, owned = tree.savepoint(), tree.owned.get(who.domid, 0)
         try:
             fired = self._again(who, since)
             for parts, change in self._changes.items():
                 node = tree.find(parts) if change.asked else None
                 if change.asked and (node is None or node.acl != change.acl):
                     raise EAGAIN
-            if self.created and who.quotas:
+            if who.quotas and (self.created or tree.owned.get(who.domid, 0) > owned):
                 check(who.quotas, "nodes", tree.owned.get(who.domid, 0))
         except StoreError:
             tree.rollback(before)

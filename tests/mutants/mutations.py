@@ -332,7 +332,7 @@ MUTATIONS: Final = (
         "quota-unasked-at-commit",
         "a transaction may create more nodes than its guest may own",
         TRANSACTIONS,
-        "if self.created and who.quotas:",
+        "if who.quotas and (self.created or tree.owned.get(who.domid, 0) > owned):",
         "if False:",
         "tests/unit/test_quotas.py",
         "tests/model/test_model.py",

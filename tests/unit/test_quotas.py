@@ -205,6 +205,18 @@ def test_a_transaction_is_counted_when_it_commits() -> None:
     assert world.tries(END, b"T\0", tx) == "ENOENT"
 
 
+def test_a_node_that_only_the_commit_creates_is_counted() -> None:
+    """It was there when the transaction wrote it, and was removed since."""
+    world = World(nodes=2)
+    world.does(WRITE, HOME + b"/a\0")
+    tx = world.starts()
+    assert world.tries(WRITE, b"a\0", tx) == OK
+    world.does(RM, HOME + b"/a\0")
+    assert world.tries(END, b"T\0", tx) == "ENOSPC"
+    assert world.owned == 1
+    assert world.tries(READ, b"a\0") == "ENOENT"
+
+
 def test_a_transaction_that_removes_as_much_as_it_makes_fits() -> None:
     world = World(nodes=4)
     assert world.tries(WRITE, b"a/b\0") == OK
