@@ -281,18 +281,20 @@ static PyObject *wait_for_all(PyObject *self, PyObject *const *args, Py_ssize_t 
 {
     long refused = 0;
     Py_buffer fds;
+    unsigned long events;
     int epoll;
 
-    if (count != 2) {
-        PyErr_SetString(PyExc_TypeError, "expected a descriptor and an array of descriptors");
+    if (count != 3) {
+        PyErr_SetString(PyExc_TypeError, "expected a descriptor, an array of descriptors and events");
         return NULL;
     }
     epoll = (int)PyLong_AsLong(args[0]);
+    events = PyLong_AsUnsignedLong(args[2]);
     if (PyErr_Occurred() || PyObject_GetBuffer(args[1], &fds, PyBUF_SIMPLE))
         return NULL;
     for (size_t i = 0; i < fds.len / sizeof(int); i++) {
         int fd = ((const int *)fds.buf)[i];
-        struct epoll_event event = {EPOLLIN, {.fd = fd}};
+        struct epoll_event event = {(uint32_t)events, {.fd = fd}};
 
         if (epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) && errno != EEXIST)
             refused++;
@@ -315,7 +317,7 @@ static PyMethodDef methods[] = {
     {"unfinished", (PyCFunction)(void (*)(void))unfinished, METH_FASTCALL,
      "unfinished(address of the first slot, bytes of a slot, slots) -> those with something left to do"},
     {"wait_for_all", (PyCFunction)(void (*)(void))wait_for_all, METH_FASTCALL,
-     "wait_for_all(epoll descriptor, array of descriptors) -> for how many of them the kernel refused"},
+     "wait_for_all(epoll descriptor, array of descriptors, events) -> for how many of them the kernel refused"},
     {NULL, NULL, 0, NULL},
 };
 

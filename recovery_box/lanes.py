@@ -19,6 +19,7 @@ Output that wraps leaves by one call, in two pieces: the peer is woken once, and
 """
 
 import ctypes
+import logging
 import select
 import struct
 from array import array
@@ -30,6 +31,8 @@ except ImportError:  # no compiler when this was installed
     _lanes = None  # type: ignore[assignment]  # an optional module
 
 from recovery_box.box import CONTROL_SIZE, REGION_SIZE, SLOT_SIZE, Box
+
+log = logging.getLogger(__name__)
 
 M32: Final = 0xFFFFFFFF
 _FRAME: Final = struct.Struct("=IIII")
@@ -113,19 +116,24 @@ def unfinished_slots(box: Box, count: int) -> list[int]:
     return _lanes.unfinished(box.address + box.slot_word(0) * 8, SLOT_SIZE, count)
 
 
-def wait_for_all(epoll: select.epoll, fds: "array[int]") -> int:
-    """Has an epoll set wait for input on these descriptors (of type "i"); for how many of them the kernel refused."""
-    if _lanes is not None:
-        return _lanes.wait_for_all(epoll.fileno(), fds)
+def wait_for_all(epoll: select.epoll, fds: "array[int]", events: int = select.EPOLLIN) -> None:
+    """Has an epoll set wait for these events on descriptors (of type "i") that it does not hold.
+
+    The kernel has a limit for this, too: what it refuses is logged.
+    """
     refused = 0
-    for fd in fds:
-        try:
-            epoll.register(fd, select.EPOLLIN)
-        except FileExistsError:
-            pass
-        except OSError:
-            refused += 1
-    return refused
+    if _lanes is not None:
+        refused = _lanes.wait_for_all(epoll.fileno(), fds, events)
+    else:
+        for fd in fds:
+            try:
+                epoll.register(fd, events)
+            except FileExistsError:
+                pass
+            except OSError:
+                refused += 1
+    if refused:
+        log.error("%d connections cannot be waited for", refused)
 
 
 def stage_of(box: Box, slot: int) -> int:

@@ -21,6 +21,8 @@ POSSIBLE: Final = _clone is not None
 """Whether this can be done here."""
 _LARGE: Final = 2 << 20
 _MADV_COLLAPSE: Final = 25
+_TRIES: Final = 2
+"""The kernel cannot move a page that somebody has in hand."""
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -33,10 +35,12 @@ def prepare() -> None:
     """Makes forks of this process cheaper: its memory comes to lie in large pages, as far as the kernel can and will."""
     with open("/proc/self/maps", encoding="utf-8") as f:
         lines = [line.split() for line in f]
+    small: list[int] = []
     for addresses, rights, _, _, inode, *name in lines:
         if rights == "rw-p" and inode == "0" and name in ([], ["[heap]"]):
             first, end = (int(number, 16) for number in addresses.split("-"))
-            for at in range((first + _LARGE - 1) // _LARGE * _LARGE, end - _LARGE + 1, _LARGE):
-                if _libc.madvise(ctypes.c_void_p(at), ctypes.c_size_t(_LARGE), _MADV_COLLAPSE):
-                    log.debug("memory stays in small pages: %s", os.strerror(ctypes.get_errno()))
-                    return
+            small.extend(range((first + _LARGE - 1) // _LARGE * _LARGE, end - _LARGE + 1, _LARGE))
+    for _ in range(_TRIES):
+        small = [at for at in small if _libc.madvise(ctypes.c_void_p(at), ctypes.c_size_t(_LARGE), _MADV_COLLAPSE)]
+    if small:
+        log.debug("%d MB stay in small pages: %s", len(small) * _LARGE >> 20, os.strerror(ctypes.get_errno()))

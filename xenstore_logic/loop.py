@@ -104,10 +104,7 @@ class Loop:
     def listen_to(self, fd: int, callback: Callable[[], None]) -> None:
         """Calls back between requests whenever a descriptor that is not a connection is readable."""
         self._others[fd] = callback
-        try:
-            self._epoll.register(fd, _IN)
-        except FileExistsError:
-            self._epoll.modify(fd, _IN)
+        self._wait_for(fd, _IN)
 
     def ignore(self, fd: int) -> None:
         """Stops listening to such a descriptor."""
@@ -122,10 +119,14 @@ class Loop:
 
     def _listen(self, connection: Connection) -> None:
         self._sleeping[connection.fd] = connection
+        self._wait_for(connection.fd, _IN)
+
+    def _wait_for(self, fd: int, interest: int) -> None:
+        """Has the set wait for a descriptor that State may have added to it."""
         try:
-            self._epoll.register(connection.fd, _IN)
+            self._epoll.register(fd, interest)
         except FileExistsError:
-            self._epoll.modify(connection.fd, _IN)
+            self._epoll.modify(fd, interest)
 
     def channel(self, connection: Connection) -> Channel:
         """The channel of a connection that is served.  One inherited gets it when there is something to do for it."""
@@ -148,7 +149,7 @@ class Loop:
         self.serve(self.add(connection), _IN)
 
     def inherit(self, sockets: dict[int, Connection]) -> None:
-        """Begins with all sockets, by descriptor; the epoll set holds them already."""
+        """Begins with all sockets, by descriptor; the epoll set holds them already, or State adds whoever is ready."""
         self._sleeping = sockets
 
     def recover(self, last: Record | None, begun: list[Connection] | None = None) -> None:
@@ -603,14 +604,20 @@ class Loop:
     def _watch_for(self, channel: Channel, interest: int) -> None:
         if channel.interest != interest and not channel.connection.closed:
             channel.interest = interest
-            self._epoll.modify(channel.connection.fd, interest)
+            try:
+                self._epoll.modify(channel.connection.fd, interest)
+            except FileNotFoundError:  # it was not ready, and State adds only whom it finds so
+                self._wait_for(channel.connection.fd, interest)
 
     def close(self, channel: Channel) -> None:
         """Hangs up: out of the epoll set, shut down, the record, and only then the descriptor."""
         by = channel.connection
         if by.closed:
             return
-        self._epoll.unregister(by.fd)
+        try:
+            self._epoll.unregister(by.fd)
+        except FileNotFoundError:
+            pass  # it was not ready, and State adds only whom it finds so
         shut_down(by.fd)
         self.core.trace.thing("DESTROY", "connection", by)
         self.core.perform(CLOSE, by)

@@ -201,7 +201,7 @@ class Keeper:
         if not events and timeout == SLEEP:
             self._try_again()
         for fd, _ in events:
-            if self._reception.accept_from(fd) or self._reception.hand_over_to(fd):
+            if self._reception.sockets.hear(fd) or self._reception.accept_from(fd) or self._reception.hand_over_to(fd):
                 continue
             if fd == self._bell:
                 try:

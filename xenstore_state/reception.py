@@ -48,7 +48,7 @@ class Reception:
         self.newcomer: Callable[[Connection], None] = lambda connection: None
         """Told of each connection that was accepted."""
         self._handover = handover
-        self.sockets = Sockets()
+        self.sockets = Sockets(epoll)
         self._queue: deque[Connection] = deque()
         self._blocked = False
         self._survival = survival

@@ -2,20 +2,19 @@
 
 A micro-reboot then costs no system call for each connection.  No Logic waits with the set before it is taken: it is made after
 one fork for the next, and what a dead Logic was waiting for stays behind in that one's own.  Filling it is done in pieces, while
-State has nothing better to do; whoever takes it gets it complete.
+State has nothing better to do; whoever takes it gets it complete.  A Logic that serves somebody alone gets only whoever is ready
+(`readiness`).
 
 Knows nothing of what connections say.
 """
 
-import logging
 import select
 from array import array
 from typing import Final
 
 from recovery_box.items import Connection
 from recovery_box.lanes import wait_for_all
-
-log = logging.getLogger(__name__)
+from xenstore_state.readiness import Readiness
 
 PIECE: Final = 256
 """Sockets added at a time."""
@@ -26,7 +25,10 @@ FEW: Final = 16
 class Sockets:
     """All sockets, by descriptor, and the next Logic's epoll set."""
 
-    def __init__(self) -> None:
+    def __init__(self, epoll: select.epoll) -> None:
+        """State waits with `epoll`."""
+        self._readiness = Readiness(epoll)
+        """Looks while Logics do not get every socket."""
         self.by_fd: dict[int, Connection] = {}
         self._next: select.epoll | None = None
         self._last: select.epoll | None = None
@@ -37,14 +39,19 @@ class Sockets:
     def add(self, connection: Connection) -> None:
         """A socket to be served from now on."""
         self.by_fd[connection.fd] = connection
-        self._missing[connection.fd] = None
+        if self._readiness.looks:
+            self._readiness.add(connection.fd)
+        else:
+            self._missing[connection.fd] = None
 
     def drop(self, connection: Connection) -> None:
         """A socket that has ended; to be called before its descriptor is closed."""
         fd = connection.fd
         if self.by_fd.pop(fd, None) is None:
             return
-        if fd in self._missing:
+        if self._readiness.looks:
+            self._readiness.drop(fd)
+        elif fd in self._missing:
             del self._missing[fd]
         elif self._next is not None:
             try:
@@ -66,19 +73,39 @@ class Sockets:
         self._begin()
         assert self._next is not None
         missing = self._missing
-        refused = wait_for_all(self._next, array("i", [missing.popitem()[0] for _ in range(min(most, len(missing)))]))
-        if refused:  # the kernel has a limit for this, too
-            log.error("%d connections cannot be waited for", refused)
+        wait_for_all(self._next, array("i", [missing.popitem()[0] for _ in range(min(most, len(missing)))]))
 
-    def take(self) -> select.epoll:
-        """The complete set, for a Logic; `renew` begins another one, which must not be done before the fork."""
-        self._add(len(self._missing))
+    def take(self, *, alone: bool = False) -> select.epoll:
+        """The set for the next Logic; `renew` begins another one, which must not be done before the fork.
+
+        It is complete; for a Logic that serves somebody `alone` it holds whoever is ready, and others are added as they become so.
+        """
+        readiness = self._readiness
+        self._begin()
         assert self._next is not None
+        if alone and not readiness.looks:
+            readiness.start(self.by_fd)
+            self._missing = {}
+        elif readiness.looks and not alone:
+            readiness.stop(self.by_fd)
+            self._missing = dict.fromkeys(self.by_fd)
+        if alone:
+            readiness.begin(self._next)
+        else:
+            self._add(len(self._missing))
         taken, self._next = self._next, None
         return taken
 
+    def hear(self, fd: int) -> bool:
+        """Adds whoever is ready to the running Logic's set, if that is what `fd` says; whether it is."""
+        if fd != self._readiness.fileno():
+            return False
+        self._readiness.look()
+        return True
+
     def close_in_fork(self) -> None:
-        """In a process that was forked ahead: the set that it will wait with is given to it with its turn."""
+        """In another process: the set that it will wait with is given to it with its turn, if not at once."""
+        self._readiness.close_in_fork()
         if self._next is not None:
             self._next.close()
 
@@ -89,7 +116,8 @@ class Sockets:
         which closes it as well, must come before State.
         """
         self._last = last
-        self._missing = dict.fromkeys(self.by_fd)
+        if not self._readiness.looks:
+            self._missing = dict.fromkeys(self.by_fd)
 
     def _begin(self) -> None:
         if self._last is not None:

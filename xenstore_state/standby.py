@@ -91,8 +91,10 @@ class Follower:
         self._directory, self._number = place.directory, place.number
         self._reader = Reader(survival.file_path(self._directory, "ledger", self._number), place.end)
         self._sockets = given.sockets
-        self._open = set(given.sockets)
-        """Descriptors of connections that are open here."""
+        self._missing: set[int] = set()
+        """Descriptors of connections that are not open here yet."""
+        self._surplus: set[int] = set()
+        """Descriptors that are open here and no connection's."""
         self._ports: dict[int, tuple[int, int]] = dict(known["bound"])
 
     def fileno(self) -> int:
@@ -149,11 +151,13 @@ class Follower:
         if kind == survival.ACCEPTED:
             connection = store.items.connections.find(fields[0])
             self._sockets[connection.fd] = connection
+            self._missing.add(connection.fd)
         for connection in store.closed:
             if connection.socket and self._sockets.get(connection.fd) is connection:
                 del self._sockets[connection.fd]
-                if connection.fd in self._open:
-                    self._open.remove(connection.fd)
+                if connection.fd in self._missing:
+                    self._missing.remove(connection.fd)
+                else:
                     os.close(connection.fd)
         store.closed.clear()
         store.opened.clear()
@@ -164,7 +168,7 @@ class Follower:
             taken = self._given.handover.take()
             if taken is None:
                 raise Incomplete("a connection was not handed over")
-            self._open.add(taken[2])
+            (self._missing.remove if taken[2] in self._missing else self._surplus.add)(taken[2])
 
     def _begin(self, turn: Turn, epoll: int) -> Inheritance:
         self._reader.close()
@@ -176,11 +180,8 @@ class Follower:
             else:
                 connection.pending.clear()
         self._take(turn.newcomers)
-        known = set(self._sockets)
-        if self._open != known:
-            raise Incomplete(
-                f"descriptors {self._open - known} are those of no connection, {known - self._open} are missing"
-            )
+        if self._missing or self._surplus:
+            raise Incomplete(f"descriptors {self._surplus} are those of no connection, {self._missing} are missing")
         given = self._given
         given.epoll = select.epoll.fromfd(epoll)
         given.begun = [connections.find(number) for number in turn.begun] if turn.begun is not None else None

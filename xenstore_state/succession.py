@@ -116,7 +116,7 @@ class Succession:
         if not self._reserve.pid:
             self._have_next_stand_by(BIRTH_SECONDS)
         ready = self._reserve.turn(self._estate.consumer.sequence, shared=asked)
-        last, self.epoll_set = self.epoll_set, self._estate.reception.sockets.take()
+        last, self.epoll_set = self.epoll_set, self._estate.reception.sockets.take(alone=self._one_by_one)
         self.logic.close()
         self._started = time.monotonic()
         self._first_beat = self._estate.box.words[W_BEAT]
@@ -157,8 +157,7 @@ class Succession:
         pid = fork()
         if not pid:
             unneeded.close()
-            if epoll is None:
-                self._estate.reception.sockets.close_in_fork()
+            self._estate.reception.sockets.close_in_fork()
             self._be_logic(inheritance, worker, margin)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         worker.in_keeper(pid)

@@ -55,7 +55,7 @@ class Inheritance:
     hypervisor: Hypervisor | None
     """None when there is none: sockets only."""
     sockets: dict[int, Connection]
-    """By descriptor; the epoll set holds them all."""
+    """By descriptor; the epoll set holds them all, or comes to hold whoever is ready."""
     begun: list[Connection] | None
     """Connections that have something left to do; None if every one must be looked at."""
     last: Record | None

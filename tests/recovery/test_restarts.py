@@ -101,6 +101,20 @@ def test_who_does_not_read_is_not_looked_at_again_and_again() -> None:
         assert one.receive().payload == b"v" * 1000
 
 
+def test_events_for_who_is_slow_to_read_are_all_delivered() -> None:
+    """Nobody waits for its socket from the start of a Logic: it has nothing to say."""
+    with running("--restart", "per-request") as daemon, Client(daemon.socket) as one, Client(daemon.socket) as slow:
+        slow.watch("/w", "t" * 3000)
+        paths = [f"/w/{n}" for n in range(200)]  # more than sockets and regions hold
+        for path in paths:
+            one.write(path)
+        for path in paths:
+            assert slow.receive().payload == strings(path, "t" * 3000)
+        one.write("/w/0")
+        assert slow.receive().payload == strings("/w/0", "t" * 3000)
+        assert slow.read("/w/0") == b""
+
+
 def test_a_guest_that_does_not_read_is_not_looked_at_again_and_again() -> None:
     with running("--restart", "per-request") as daemon, Client(daemon.socket) as client:
         assert daemon.xen_dir is not None
