@@ -10,7 +10,7 @@ Layout and field numbers: Xen's public header io/xs_wire.h.  Knows no messages.
 """
 
 import ctypes
-import platform
+import os
 from collections.abc import Callable
 from typing import Final
 
@@ -57,7 +57,7 @@ def _strong_fence() -> Callable[[], object]:
     return fence
 
 
-FENCE: Final = None if platform.machine() in {"x86_64", "i686", "i386", "AMD64"} else _strong_fence()
+FENCE: Final = None if os.uname().machine in {"x86_64", "i686", "i386"} else _strong_fence()
 """None where ordinary loads and stores of different words keep their order as far as this protocol needs."""
 
 

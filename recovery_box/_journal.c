@@ -15,7 +15,7 @@
 #include <string.h>
 
 #define PAGE 4096
-#define JOURNAL_SIZE (4u << 20)
+#define JOURNAL_SIZE (1u << 20)
 #define MASK (JOURNAL_SIZE - 1)
 #define SEGMENT_MAX (JOURNAL_SIZE / 4)
 #define HEAD 8 /* word of the head */

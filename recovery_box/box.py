@@ -16,10 +16,10 @@ import sys
 from typing import Final
 
 MAGIC: Final = int.from_bytes(b"XOARBOX\0", "little")
-VERSION: Final = 1
+VERSION: Final = 2
 PAGE: Final = 4096
-JOURNAL_SIZE: Final = 4 << 20
-"""Bytes of journal; a power of two."""
+JOURNAL_SIZE: Final = 1 << 20
+"""Bytes of journal; a power of two.  State lags behind by milliseconds, so some thousand records are room enough."""
 REGION_SIZE: Final = 8192
 """Bytes of one connection's input region, and of its output region; a power of two, at least one whole message."""
 CONTROL_SIZE: Final = 256
@@ -29,7 +29,7 @@ _GROW_SLOTS: Final = 32
 
 # Shared words, by index.  Words written by different processes lie in different cache lines.
 W_MAGIC: Final = 0
-W_VERSION: Final = 1
+W_VERSION: Final = 2
 W_HEAD: Final = 8
 """Producer's index of the journal, free running, in bytes."""
 W_ACTIVE: Final = 9

@@ -136,6 +136,8 @@ class Succession:
         self._estate.epoll.register(self.logic.fd, select.EPOLLIN)
         self._pulse.begin(time.monotonic())
         self._reserve.after(self._started, at_once=self._one_by_one)
+        if asked and self._estate.survival is not None:
+            self._estate.survival.want_checkpoint()  # which takes the place of a ledger that may be long
         self._write_pid()
         return ready is not None
 

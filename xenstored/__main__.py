@@ -1,6 +1,5 @@
 """`xenstored`: starts State, which starts Logic."""
 
-import hashlib
 import logging
 import os
 import signal
@@ -8,6 +7,7 @@ import socket
 import sys
 import time
 from typing import NamedTuple
+from zlib import crc32
 
 from recovery_box import custody, fdstore
 from recovery_box.box import Box, BoxError, shared_memory_directory
@@ -286,8 +286,8 @@ def _box_path(options: Options) -> str:
     directory = shared_memory_directory(options.rundir)
     if directory == options.rundir:
         return os.path.join(directory, "recovery-box")
-    mark = hashlib.sha256(options.rundir.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    return os.path.join(directory, f"xenstored-{os.getuid()}-{mark}")
+    mark = crc32(os.fsencode(options.rundir))
+    return os.path.join(directory, f"xenstored-{os.getuid()}-{mark:08x}")
 
 
 def _listener(options: Options, inherited: Inherited) -> socket.socket:
