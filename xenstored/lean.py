@@ -1,7 +1,7 @@
 """Keeps out of the daemon's processes what no daemon needs.  To be imported before trio.
 
-trio imports modules for streams that nobody opens here, and for what it asks only once.  With the libraries behind them they are 5 MB,
-and forty mappings that every fork copies.
+trio imports modules for streams that nobody opens here, and for what it asks only once.  With the libraries behind them they are
+5 MB, and forty mappings that every fork copies.
 """
 
 import sys
