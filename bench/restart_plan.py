@@ -84,7 +84,7 @@ class Throughput(NamedTuple):
     interval: float
     rates: list[float]
     alone: list[float]
-    """The same without restarts, before, between and after."""
+    """The same without restarts, one for each of these: the mean of just before and just after, as machines change their pace."""
     restarts: int
     waits_ms: float
     """Milliseconds that the client lost in waits of more than 1 ms, for each restart."""
@@ -97,7 +97,7 @@ class Throughput(NamedTuple):
     @property
     def loss(self) -> float:
         """Per cent of the throughput without restarts."""
-        return 100 * (1 - self.rate / median(self.alone))
+        return 100 * (1 - median(rate / alone for rate, alone in zip(self.rates, self.alone, strict=True)))
 
 
 class Results(NamedTuple):
@@ -107,6 +107,10 @@ class Results(NamedTuple):
     throughputs: list[Throughput]
     notes: list[str]
     """What could not be set up, and how long setting up took."""
+
+
+SETTLED: Final = 0.3
+"""Seconds after another policy was set."""
 
 
 def loads(nodes: int) -> tuple[Load, ...]:
@@ -125,8 +129,9 @@ def complete() -> Plan:
         Life("ocaml", (Load(100_000, 0, 0), ASKED), 0, 2),
     )
     paces = (
-        Pace("ours", ASKED, "planned", (10.0, 5.0, 1.0, 0.1, 0.0), 2, 4.0),
-        Pace("ours", Load(1_000, 0, 0), "planned", (1.0, 0.0), 3, 2.0),
+        Pace("ours", ASKED, "planned", (10.0, 5.0), 1, 4.0),
+        Pace("ours", ASKED, "planned", (1.0, 0.1, 0.0), 5, 4.0),
+        Pace("ours", Load(1_000, 0, 0), "planned", (1.0, 0.0), 3, 4.0),
         Pace("ours", ASKED, "slow", (10.0, 5.0, 1.0), 1, 4.0),
         Pace("c", Load(1_000, 0, 0), "live update", (10.0, 1.0), 1, 5.0),
         Pace("ocaml", Load(1_000, 0, 0), "live update", (10.0, 1.0), 1, 5.0),
@@ -209,30 +214,39 @@ def _downtime(standing: Stand, load: Load, kind: str, times: int) -> Downtime:
 def _pace(pace: Pace, steady: float, results: Results) -> None:
     began = time.monotonic()
     failure = ""
-    alone: list[float] = []
     rates: dict[float, list[float]] = {interval: [] for interval in pace.intervals}
+    alone: dict[float, list[float]] = {interval: [] for interval in pace.intervals}
     restarts: dict[float, int] = dict.fromkeys(pace.intervals, 0)
     lost: dict[float, float] = dict.fromkeys(pace.intervals, 0.0)
     try:
         with _standing(pace.daemon) as standing:
             standing.set_up(pace.load)
-            alone.append(_rate(standing.steady(steady)))
+            after = _rate(standing.steady(steady))
             for _ in range(pace.rounds):
                 for interval in pace.intervals:
                     seconds = max(pace.seconds, interval)
-                    answer = _at(standing, pace.kind, interval, seconds)
+                    before, answer = after, _at(standing, pace.kind, interval, seconds)
+                    after = _rate(standing.steady(steady))
                     rates[interval].append(_rate(answer))
+                    alone[interval].append((before + after) / 2)
                     restarts[interval] += int(answer["restarts"])
                     lost[interval] += float(answer["lost_us"]) / 1000
-                    alone.append(_rate(standing.steady(steady)))
     except FAULTS as error:
         failure = f"{type(error).__name__}: {error}"
     for interval in pace.intervals:
         waits = lost[interval] / max(1, restarts[interval])
-        failed = "" if rates[interval] and alone else failure or "not measured"
+        failed = "" if rates[interval] else failure or "not measured"
         results.throughputs.append(
             Throughput(
-                pace.daemon, pace.load, pace.kind, interval, rates[interval], alone, restarts[interval], waits, failed
+                pace.daemon,
+                pace.load,
+                pace.kind,
+                interval,
+                rates[interval],
+                alone[interval],
+                restarts[interval],
+                waits,
+                failed,
             )
         )
     say(f"throughput, {pace.daemon}, {pace.kind}: {time.monotonic() - began:.0f} s {failure}")
@@ -246,10 +260,11 @@ def _at(standing: Stand, kind: str, interval: float, seconds: float) -> dict[str
     """One stretch of work with restarts at that interval."""
     if not isinstance(standing, Ours) or kind != "planned":
         return standing.every(interval, seconds, kind)
-    before = standing.restarts()
     if not interval:
         standing.release()
     standing.policy(f"every={interval}" if interval else PER_REQUEST)
+    time.sleep(SETTLED)  # a Logic that was old enough already has been followed by another one
+    before = standing.restarts()
     try:
         answer = standing.steady(seconds)
     finally:

@@ -8,6 +8,7 @@ Does not know: how anything was measured.
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, Final
 
 from bench.report import TITLES
@@ -32,8 +33,8 @@ program. Client and serving process share one core, State and everything else ha
 it makes a new Logic, so that the kernel places that as it would on a host; it is moved to the client's core as soon as its pid is
 known. Under Throughput a new Logic begins on State's core; with `per-request` all of the daemon may use both.
 
-Loss is against the median of the same client's throughput between the stretches with restarts. "lost a restart": the sum of all
-waits of more than 1 ms, divided by the number of restarts; it holds what the machine did, too.
+Loss is the median of what each stretch with restarts lost against the same client's throughput just before and just after it.
+"lost a restart": the sum of all waits of more than 1 ms, divided by the number of restarts; it holds what the machine did, too.
 """
 
 
@@ -112,10 +113,9 @@ def _throughput_row(found: Throughput) -> tuple[str, ...]:
     what = (TITLES[found.daemon], f"{found.load.nodes:,}", found.kind, interval)
     xoar = XOAR_LOSS.get(found.interval)
     beside = f"{xoar:g} %" if xoar is not None else ""
-    if not found.rates or not found.alone:
+    if not found.rates:
         return (*what, "failed", "", found.failure, "", "0", beside)
-    alone = sorted(found.alone)[len(found.alone) // 2]
-    figures = (f"{found.rate:.0f}", f"{alone:.0f}", f"{found.loss:.2f} %")
+    figures = (f"{found.rate:.0f}", f"{median(found.alone):.0f}", f"{found.loss:.2f} %")
     lost = f"{found.waits_ms:.2f} ms" if found.interval else ""
     return (*what, *figures, lost, str(found.restarts), beside)
 

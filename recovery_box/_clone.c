@@ -4,7 +4,7 @@
  * For: having a death known at once (a remnant), and forking for somebody else (a sibling).
  *   A process that dies first gives up its memory and its descriptors, and only then is it seen to be dead: milliseconds, for a
  *   large one. Another process that shares both, its remnant, has them given up by itself, later.
- * Guarantees: the remnant executes nothing of the program, handles no signal, and ends when the thread that made it does.
+ * Guarantees: the remnant executes nothing of the program, handles no signal, and ends a moment after the thread that made it.
  *   A sibling is the child of its maker's parent, which waits for it as for any other child of its own.
  * Does not know: whose remnant it is, or what a sibling is for.
  */
@@ -14,23 +14,39 @@
 #include <errno.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdint.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
-#define NICE 10 /* whoever comes next has work to do; but what is left of many must not pile up */
+#define PAUSE 3000000 /* nanoseconds for those who wake up at the same death, and have work to do */
+#define NICE 10 /* the same; but what is left of many must not pile up */
+#define SLICE 100000 /* nanoseconds that it may keep a processor from who wakes up meanwhile; usual are three milliseconds */
+#define LOCALS 16384
+
+/* What sched_setattr takes. Of a process of the usual kind, runtime is the slice, since Linux 6.12. */
+struct attributes {
+    uint32_t size, policy;
+    uint64_t flags;
+    int32_t nice;
+    uint32_t priority;
+    uint64_t runtime, deadline, period;
+};
 
 static char stack[16384] __attribute__((aligned(16)));
-static int made; /* there is one stack */
+static char locals[2 * LOCALS] __attribute__((aligned(64))); /* thread-local variables, errno among them, on both sides of the middle */
+static int made; /* there is one of each */
 
-/* It shares the maker's memory, errno included: no call here may fail, or return early. */
 static int remain(void *maker)
 {
-    syscall(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
-    syscall(SYS_setpriority, PRIO_PROCESS, 0, NICE);
+    uint64_t death = 1ull << (SIGUSR1 - 1); /* blocked, as all are */
+    struct timespec pause = {0, PAUSE};
+
+    syscall(SYS_prctl, PR_SET_PDEATHSIG, SIGUSR1, 0, 0, 0);
     while (syscall(SYS_getppid) == (long)maker)
-        syscall(SYS_ppoll, NULL, 0, NULL, NULL, 0);
+        syscall(SYS_rt_sigtimedwait, &death, NULL, NULL, sizeof(death));
+    syscall(SYS_nanosleep, &pause, NULL);
     return 0;
 }
 
@@ -46,6 +62,7 @@ static PyObject *called(PyObject *self, PyObject *name)
 
 static PyObject *remnant(PyObject *self, PyObject *names)
 {
+    struct attributes attributes = {.size = sizeof(attributes), .nice = NICE, .runtime = SLICE};
     sigset_t all, before;
     int pid, problem;
     const char *its, *own;
@@ -59,8 +76,10 @@ static PyObject *remnant(PyObject *self, PyObject *names)
     sigfillset(&all);
     sigprocmask(SIG_SETMASK, &all, &before); /* the remnant begins with what is blocked here */
     prctl(PR_SET_NAME, its, 0, 0, 0); /* and with this name, so that it never goes by another */
-    pid = clone(remain, stack + sizeof(stack), CLONE_VM | CLONE_FILES, (void *)(long)getpid());
+    pid = clone(remain, stack + sizeof(stack), CLONE_VM | CLONE_FILES | CLONE_SETTLS, (void *)(long)getpid(), NULL, locals + LOCALS);
     problem = errno;
+    if (pid > 0)
+        syscall(SYS_sched_setattr, pid, &attributes, 0);
     prctl(PR_SET_NAME, own, 0, 0, 0);
     sigprocmask(SIG_SETMASK, &before, NULL);
     if (pid < 0) {

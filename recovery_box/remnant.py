@@ -1,12 +1,13 @@
 """What is left of a process for a moment after its death: whoever waits for that is told at once.
 
 A process that dies gives up its memory and its descriptors first, and is seen to be dead then: that takes milliseconds, more
-the more it had.  A *remnant* is another process that shares both, does nothing, and ends when its maker has: it gives them up
-while life goes on elsewhere.  Needs the compiled helper; without it a death takes as long as it takes.
+the more it had.  A *remnant* is another process that shares both, does nothing, and ends a moment after its maker: it gives
+them up while life goes on elsewhere.  Needs the compiled helper; without it a death takes as long as it takes.
 """
 
 import logging
 import os
+import time
 from typing import Final
 
 from recovery_box.prctl import be_called
@@ -46,3 +47,15 @@ def reap(others: frozenset[int]) -> None:
         if found is None or found.si_pid in others:
             return
         os.waitid(os.P_PID, found.si_pid, os.WEXITED | os.WNOHANG)
+
+
+def outlast(seconds: float) -> None:
+    """Waits until all remnants have ended, and whatever else was left, but at most so long."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            ended, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not ended:
+            time.sleep(0.001)

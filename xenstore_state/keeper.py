@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any, Final
 
 from protocol.ring import ERROR_COMM
-from recovery_box import custody
+from recovery_box import custody, remnant
 from recovery_box.box import W_ASLEEP, Box
 from recovery_box.items import Connection, ItemError
 from recovery_box.journal import Consumer, JournalCorrupt
@@ -200,6 +200,9 @@ class Keeper:
         words[W_ASLEEP] = 0
         if not events and timeout == SLEEP:
             self._try_again()
+        if len(events) > 1:  # a death first: what that Logic has published concerns nobody who comes now
+            logic = self.succession.logic.fd
+            events.sort(key=lambda event: event[0] != logic)
         for fd, _ in events:
             if self._reception.sockets.hear(fd) or self._reception.accept_from(fd) or self._reception.hand_over_to(fd):
                 continue
@@ -256,6 +259,7 @@ class Keeper:
         self._drain()
         if self._survival is not None:
             self._survival.end()
+        remnant.outlast(STOP_SECONDS)  # they have the connections open
         log.info("stopped: %d nodes, %d connections", self.store.tree.size, len(self.store.items.connections))
 
     def _start_again(self) -> None:

@@ -36,7 +36,7 @@ LAG_MAX: Final = 500
 """Records that it may still have to repeat when its turn comes: more take longer than a fork."""
 NEWCOMERS_MAX: Final = 64
 """Connections since its fork that are handed over when its turn comes."""
-FOLLOW_BYTES: Final = 16 << 10
+FOLLOW_BYTES: Final = 4 << 10
 """Bytes that State writes down before it pokes."""
 RENEW_BYTES: Final = 1 << 20
 """Bytes that it has followed when another one is forked in its place, once there is time: what it has changed is not shared

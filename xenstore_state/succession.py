@@ -357,9 +357,9 @@ class Succession:
             self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     def reap(self) -> Death:
-        """Waits for Logic's death."""
+        """Waits for Logic's death; `reap_remnants` leaves nothing of it."""
         self._estate.epoll.unregister(self.logic.fd)
-        found = self.logic.reap()
+        found = self.logic.reap(later=True)
         hung, self._hung = self._hung, False
         if hung:
             return Death("hung and was killed", "hung")

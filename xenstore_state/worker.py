@@ -135,9 +135,12 @@ class Worker:
         waiting.register(self.fd, select.POLLIN)
         return bool(waiting.poll(seconds * 1000))
 
-    def reap(self) -> Any:
-        """Waits for its end, and says how that was (`os.waitid`)."""
-        found = os.waitid(os.P_PIDFD, self.fd, os.WEXITED)
+    def reap(self, *, later: bool = False) -> Any:
+        """Waits for its end, and says how that was (`os.waitid`).
+
+        To reap it takes the kernel milliseconds if somebody has looked at its descriptors in /proc: `later`, others do that.
+        """
+        found = os.waitid(os.P_PIDFD, self.fd, os.WEXITED | (os.WNOWAIT if later else 0))
         os.close(self.fd)
         self.fd, self.pid = -1, 0
         return found
