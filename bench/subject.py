@@ -27,6 +27,8 @@ PIDS = "pids"
 MEASURE_DEADLINE = 120.0
 SET_UP_DEADLINE = 300.0
 SETTLE_SECONDS = 0.1
+IDLE_SECONDS = 3.0
+"""What is given up when nothing happens is given up by then."""
 REFORK_SECONDS = 10.0
 LISTING_SECONDS = 90.0
 
@@ -150,6 +152,7 @@ class Subject:
             if time.monotonic() > deadline:
                 raise DaemonError(f"no other Logic in {REFORK_SECONDS:g} s after `restart`")
             time.sleep(0.01)
+        time.sleep(IDLE_SECONDS)
 
     def _listing(self) -> Answer:
         """`xenstore-ls` of everything: Xen's own client, pinned like the load client."""

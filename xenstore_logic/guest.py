@@ -6,7 +6,6 @@ Never compiled (`setup.py`): Python handles a signal between two bytecodes, and 
 import os
 import select
 import signal
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +13,9 @@ from typing import Any
 import trio
 
 from xenstore_logic.control import apply_trace_settings
-from xenstore_logic.loop import BEAT_SECONDS, Loop
-from xenstore_state.restarts import POLICY, Planned, Policy
+from xenstore_logic.loop import Loop
+from xenstore_logic.retirement import Retirement
+from xenstore_state.restarts import Planned
 from xenstore_state.worker import Inheritance, StandBy
 
 
@@ -27,9 +27,6 @@ class Guest:
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._began = self._over = False
         self._loop: Loop | None = None
-        self._policy_text: object = None
-        self._policy = Policy()
-        self._started = 0.0
 
     def _begin(self) -> None:
         if not self._began:
@@ -60,40 +57,19 @@ class Guest:
     def run(self, loop: Loop) -> int:
         """Serves until SIGTERM, then ends trio; or until it is time to retire, which needs no end.  The exit status."""
         self._loop = loop
-        self._started = time.monotonic()
-        self._reason_to_retire(loop)
+        retirement = Retirement(loop)
         loop.flush()
         loop.turn(0)
-        reason = self._reason_to_retire(loop)
+        reason = retirement.reason()
         if reason is not None:
             return reason
         loop.listen_to(self._bell, self._answer)
         self._begin()
         while not self._over:
-            loop.turn(self._patience())
-            reason = self._reason_to_retire(loop)
+            reason = retirement.turn()
             if reason is not None:
                 return reason
         return Planned.STOP
-
-    def _patience(self) -> float:
-        every = self._policy.every
-        return min(BEAT_SECONDS, max(0.0, self._started + every - time.monotonic())) if every else BEAT_SECONDS
-
-    def _reason_to_retire(self, loop: Loop) -> Planned | None:
-        """Between turns everything is published and sent, or stands in the box: this Logic is not needed any more."""
-        core = loop.core
-        text = core.store.items.settings.get(POLICY)
-        if text is not self._policy_text:
-            self._policy_text, self._policy = text, Policy.of(core.store.items.settings)
-        if core.retiring or self._policy.alone:
-            return Planned.ASKED
-        every, after, _ = self._policy
-        if after and loop.served >= after:
-            return Planned.AFTER
-        if every and time.monotonic() - self._started >= every:
-            return Planned.EVERY
-        return None
 
     def _call(self, call: Callable[[], object]) -> None:
         self._calls.append(call)

@@ -226,6 +226,7 @@ class Keeper:
     def _try_again(self) -> None:
         """Nothing happens: what has failed may succeed now."""
         self.succession.reap_remnants()
+        self.succession.rest()
         if not self._reception.accepting:
             self._reception.resume()
         if self._registrar is not None and self._registrar.unscanned:

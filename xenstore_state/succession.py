@@ -92,7 +92,7 @@ class Succession:
         """Whether another Logic is forked ahead (`standby`)."""
         self.distrusted = False
         """It has done what no Logic does: its end is its own fault, whoever brings it about."""
-        self._hung = False
+        self._hung = self._asked = False
         self._pulse = Pulse()
         self._started = 0.0
         self._first_beat = 0
@@ -102,6 +102,12 @@ class Succession:
     def serves(self) -> bool:
         """Whether this Logic has come to look at connections."""
         return self._estate.box.words[W_BEAT] != self._first_beat
+
+    def rest(self) -> None:
+        """Nothing happens: who has asked for another Logic may want memory back, which a checkpoint takes less of than a ledger."""
+        if self._asked and self._estate.survival is not None:
+            self._asked = False
+            self._estate.survival.want_checkpoint()
 
     def settle_numbers(self) -> None:
         """State has opened whatever it has for good: what comes later keeps clear of the numbers of connections."""
@@ -136,8 +142,7 @@ class Succession:
         self._estate.epoll.register(self.logic.fd, select.EPOLLIN)
         self._pulse.begin(time.monotonic())
         self._reserve.after(self._started, at_once=self._one_by_one)
-        if asked and self._estate.survival is not None:
-            self._estate.survival.want_checkpoint()  # which takes the place of a ledger that may be long
+        self._asked = asked
         self._write_pid()
         return ready is not None
 
