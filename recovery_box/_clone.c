@@ -20,7 +20,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#define PAUSE 3000000 /* nanoseconds for those who wake up at the same death, and have work to do */
 #define NICE 10 /* the same; but what is left of many must not pile up */
 #define SLICE 100000 /* nanoseconds that it may keep a processor from who wakes up meanwhile; usual are three milliseconds */
 #define LOCALS 16384
@@ -37,16 +36,18 @@ struct attributes {
 static char stack[16384] __attribute__((aligned(16)));
 static char locals[2 * LOCALS] __attribute__((aligned(64))); /* thread-local variables, errno among them, on both sides of the middle */
 static int made; /* there is one of each */
+static long maker;
+static struct timespec rest; /* for those who wake up at the same death, and have work to do */
 
-static int remain(void *maker)
+static int remain(void *nothing)
 {
     uint64_t death = 1ull << (SIGUSR1 - 1); /* blocked, as all are */
-    struct timespec pause = {0, PAUSE};
 
     syscall(SYS_prctl, PR_SET_PDEATHSIG, SIGUSR1, 0, 0, 0);
-    while (syscall(SYS_getppid) == (long)maker)
+    while (syscall(SYS_getppid) == maker)
         syscall(SYS_rt_sigtimedwait, &death, NULL, NULL, sizeof(death));
-    syscall(SYS_nanosleep, &pause, NULL);
+    if (rest.tv_nsec)
+        syscall(SYS_nanosleep, &rest, NULL);
     return 0;
 }
 
@@ -60,23 +61,30 @@ static PyObject *called(PyObject *self, PyObject *name)
     Py_RETURN_NONE;
 }
 
-static PyObject *remnant(PyObject *self, PyObject *names)
+static PyObject *remnant(PyObject *self, PyObject *arguments)
 {
     struct attributes attributes = {.size = sizeof(attributes), .nice = NICE, .runtime = SLICE};
     sigset_t all, before;
     int pid, problem;
     const char *its, *own;
+    long pause;
 
-    if (!PyArg_ParseTuple(names, "yy", &its, &own))
+    if (!PyArg_ParseTuple(arguments, "yyl", &its, &own, &pause))
         return NULL;
+    if (pause < 0 || pause >= 1000000000) {
+        PyErr_SetString(PyExc_ValueError, "a pause of less than a second is expected, in nanoseconds");
+        return NULL;
+    }
     if (made) {
         PyErr_SetString(PyExc_RuntimeError, "there is a remnant already");
         return NULL;
     }
+    maker = getpid();
+    rest.tv_nsec = pause;
     sigfillset(&all);
     sigprocmask(SIG_SETMASK, &all, &before); /* the remnant begins with what is blocked here */
     prctl(PR_SET_NAME, its, 0, 0, 0); /* and with this name, so that it never goes by another */
-    pid = clone(remain, stack + sizeof(stack), CLONE_VM | CLONE_FILES | CLONE_SETTLS, (void *)(long)getpid(), NULL, locals + LOCALS);
+    pid = clone(remain, stack + sizeof(stack), CLONE_VM | CLONE_FILES | CLONE_SETTLS, NULL, NULL, locals + LOCALS);
     problem = errno;
     if (pid > 0)
         syscall(SYS_sched_setattr, pid, &attributes, 0);
@@ -119,7 +127,7 @@ static PyObject *sibling(PyObject *self, PyObject *nothing)
 
 static PyMethodDef functions[] = {
     {"called", called, METH_O, "Names the calling thread."},
-    {"remnant", remnant, METH_VARARGS, "Makes a remnant of this process, once, by the first name; the process has the second. Its pid. Raises OSError."},
+    {"remnant", remnant, METH_VARARGS, "Makes a remnant of this process, once, by the first name; the process has the second. It outlives that by so many nanoseconds. Its pid. Raises OSError."},
     {"sibling", sibling, METH_NOARGS, "Forks a child of the parent's, which ends with that: its pid, or 0 in the child. Raises OSError."},
     {NULL, NULL, 0, NULL},
 };

@@ -23,11 +23,15 @@ NAME: Final = b"xenstore-rest"
 """What it is called."""
 
 
-def make(name: bytes) -> None:
-    """Makes the remnant of this process, once, which is called `name` from then on."""
+def make(name: bytes, *, pause: float = 0.0) -> None:
+    """Makes the remnant of this process, once, which is called `name` from then on.
+
+    It ends so many seconds after its maker: the kernel lets whoever runs first finish its slice, whatever its priority, and others
+    who wake up at that death may have something to do.
+    """
     try:
         if _clone is not None:
-            _clone.remnant(NAME, name)
+            _clone.remnant(NAME, name, round(pause * 1e9))
             return
     except OSError as e:
         log.debug("there is no remnant: %s", e)

@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 
 OOM_SCORE: Final = 200
 """How much rather than others the kernel should kill Logic when memory runs out: it comes back, State does not."""
+REST: Final = 0.003
+"""Seconds for State, and for whoever comes next, before memory is given up; where one death follows another, those are only more
+that wait."""
 NAME: Final = b"xenstore-logic"
 NAME_BEFORE: Final = b"xenstore-next"
 """What one is called that stands by."""
@@ -70,13 +73,14 @@ def run_logic(inheritance: Inheritance) -> int:
         be_called(NAME_OF_TEMPLATE)
         _rehearse()
         inheritance = inheritance.template(inheritance).children()
-    remnant.make(NAME if inheritance.stand_by is None else NAME_BEFORE)
+    short = bool(Policy.of(inheritance.store.items.settings).alone)
+    remnant.make(NAME if inheritance.stand_by is None else NAME_BEFORE, pause=0.0 if short else REST)
     if inheritance.hypervisor is not None:
         inheritance.hypervisor.in_logic()
     guest = None
     if inheritance.stand_by is not None:
         stand_by = inheritance.stand_by(inheritance)
-        if Policy.of(inheritance.store.items.settings).alone:
+        if short:
             given: Inheritance | None = _wait(stand_by)
         else:
             guest = Guest()

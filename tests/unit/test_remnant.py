@@ -8,7 +8,7 @@ import pytest
 from recovery_box import sibling
 
 SCRIPT = """
-import os, signal, time
+import os, signal, sys, time
 from recovery_box import _clone
 from recovery_box.prctl import adopt_orphans
 
@@ -25,7 +25,7 @@ adopt_orphans()
 tells, said = os.pipe()
 maker = os.fork()
 if not maker:
-    os.write(said, b"%d" % _clone.remnant(b"rest", b"maker"))
+    os.write(said, b"%d" % _clone.remnant(b"rest", b"maker", int(sys.argv[1])))
     while True:
         signal.pause()
 rest = int(os.read(tells, 20))
@@ -44,6 +44,8 @@ print(os.waitpid(rest, 0) == (rest, 0))
 
 
 @pytest.mark.skipif(not sibling.POSSIBLE, reason="there was no compiler for the helper")
-def test_it_ends_after_its_maker_and_for_no_other_reason() -> None:
-    said = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=60, check=True).stdout
+@pytest.mark.parametrize("pause", ["0", "3000000"])
+def test_it_ends_after_its_maker_and_for_no_other_reason(pause: str) -> None:
+    script = [sys.executable, "-c", SCRIPT, pause]
+    said = subprocess.run(script, capture_output=True, text=True, timeout=60, check=True).stdout
     assert said.splitlines() == ["rest maker 10", "S", "9", "True"]
