@@ -119,7 +119,7 @@ def loads(nodes: int) -> tuple[Load, ...]:
 
 
 def complete() -> Plan:
-    """Under ten minutes."""
+    """About ten minutes."""
     lives = (
         *(Life("ours", loads(nodes), 11, 3) for nodes in (1_000, 100_000)),
         Life("ours", loads(1_000_000), 7, 1),
@@ -130,15 +130,19 @@ def complete() -> Plan:
     )
     paces = (
         Pace("ours", ASKED, "planned", (10.0, 5.0), 1, 4.0),
-        Pace("ours", ASKED, "planned", (1.0, 0.1, 0.0), 5, 4.0),
-        Pace("ours", Load(1_000, 0, 0), "planned", (1.0, 0.0), 3, 4.0),
+        Pace(
+            "ours", ASKED, "planned", (1.0,), 25, 2.0
+        ),  # a machine's pace varies by more than what is asked: many short pairs
+        Pace("ours", ASKED, "planned", (0.1, 0.0), 3, 4.0),
+        Pace("ours", Load(1_000, 0, 0), "planned", (1.0,), 15, 2.0),
+        Pace("ours", Load(1_000, 0, 0), "planned", (0.0,), 3, 4.0),
         Pace("ours", ASKED, "slow", (10.0, 5.0, 1.0), 1, 4.0),
         Pace("c", Load(1_000, 0, 0), "live update", (10.0, 1.0), 1, 5.0),
         Pace("ocaml", Load(1_000, 0, 0), "live update", (10.0, 1.0), 1, 5.0),
         Pace("c", Load(100_000, 0, 0), "live update", (10.0,), 1, 5.0),
         Pace("ocaml", Load(100_000, 0, 0), "live update", (10.0,), 1, 5.0),
     )
-    return Plan(lives, paces, 2.0)
+    return Plan(lives, paces, 1.0)
 
 
 def quick() -> Plan:

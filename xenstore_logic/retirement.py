@@ -4,9 +4,13 @@ Between turns everything is published and sent, or stands in the box: a Logic th
 """
 
 import time
+from typing import Final
 
 from xenstore_logic.loop import BEAT_SECONDS, Loop
 from xenstore_state.restarts import POLICY, Planned, Policy
+
+
+_monotonic: Final = time.monotonic
 
 
 class Retirement:
@@ -14,10 +18,15 @@ class Retirement:
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
+        self._core = loop.core
         self._settings = loop.core.store.items.settings
         self._text: object = None
-        self._policy = Policy()
-        self._started = time.monotonic()
+        self._started = _monotonic()
+        self._due = 0.0
+        """When this life is over, in seconds of the monotonic clock; 0: never."""
+        self._after = 0
+        """Requests after which it is over; 0: never."""
+        self._alone = False
         self._patience = BEAT_SECONDS
         self.reason()
 
@@ -28,19 +37,23 @@ class Retirement:
 
     def reason(self) -> Planned | None:
         """Why it is time to retire, if it is."""
-        loop = self._loop
         text = self._settings.get(POLICY)
         if text is not self._text:
-            self._text, self._policy = text, Policy.of(self._settings)
-            self._patience = BEAT_SECONDS
-        every, after, alone = self._policy
-        if loop.core.retiring or alone:
+            self._text = text
+            self._follow(Policy.of(self._settings))
+        if self._core.retiring or self._alone:
             return Planned.ASKED
-        if after and loop.served >= after:
+        if self._after and self._loop.served >= self._after:
             return Planned.AFTER
-        if every:
-            left = self._started + every - time.monotonic()
+        if self._due:
+            left = self._due - _monotonic()
             if left <= 0:
                 return Planned.EVERY
-            self._patience = min(BEAT_SECONDS, left)
+            self._patience = left if left < BEAT_SECONDS else BEAT_SECONDS
         return None
+
+    def _follow(self, policy: Policy) -> None:
+        self._due = self._started + policy.every if policy.every else 0.0
+        self._after = policy.after
+        self._alone = bool(policy.alone)  # another kind of Logic
+        self._patience = BEAT_SECONDS
