@@ -9,7 +9,6 @@ from typing import Final
 from xenstore_logic.loop import BEAT_SECONDS, Loop
 from xenstore_state.restarts import POLICY, Planned, Policy
 
-
 _monotonic: Final = time.monotonic
 
 
