@@ -157,7 +157,7 @@ class Succession:
         """A new Logic that waits with this epoll set, if it serves now; another set is none of its business."""
         gc.freeze()
         margin = self._make_room()
-        worker = Worker()
+        worker = self._new_worker()
         inheritance = self._inheritance(worker, epoll, stand_by, template)
         # A signal for the new Logic must not reach the handlers it still shares with State.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -169,6 +169,17 @@ class Succession:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         worker.in_keeper(pid)
         return worker
+
+    def _new_worker(self) -> Worker:
+        """Ways to talk to another Logic; those who stand by give up theirs where no descriptor is left."""
+        try:
+            return Worker()
+        except OSError as e:
+            if not custody.is_exhaustion(e):
+                raise
+            log.warning("no descriptor is left for another Logic: nobody stands by (%s)", e.strerror)
+        self.nobody_stands_by()
+        return Worker()
 
     def _make_room(self) -> int:
         """Frees numbers for what is opened to make another Logic; the lowest that is kept occupied."""
