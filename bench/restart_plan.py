@@ -21,6 +21,8 @@ from tests.oracle.daemons import DaemonError
 FAULTS: Final = (LoadFailed, DaemonError, MissingPackage, BuildFailed, OSError, TimeoutError)
 NOTHING: Final = "nothing"
 """The same measurement while the daemon is left alone: how quiet the machine is."""
+SETTLED: Final = 0.3
+"""Seconds after another policy was set."""
 PER_REQUEST: Final = "per-request"
 ASKED: Final = Load(100_000, 1_000, 50_000)
 """The load for which a bound is asked."""
@@ -109,10 +111,6 @@ class Results(NamedTuple):
     """What could not be set up, and how long setting up took."""
 
 
-SETTLED: Final = 0.3
-"""Seconds after another policy was set."""
-
-
 def loads(nodes: int) -> tuple[Load, ...]:
     """All loads with so many nodes, in an order in which each only adds to the one before, but for connections."""
     return tuple(Load(nodes, *rest) for rest in ((0, 0), (1_000, 0), (1_000, 50_000), (0, 50_000)))
@@ -130,9 +128,8 @@ def complete() -> Plan:
     )
     paces = (
         Pace("ours", ASKED, "planned", (10.0, 5.0), 1, 4.0),
-        Pace(
-            "ours", ASKED, "planned", (1.0,), 25, 2.0
-        ),  # a machine's pace varies by more than what is asked: many short pairs
+        # A machine's pace varies by more than the loss that is asked for: many short pairs.
+        Pace("ours", ASKED, "planned", (1.0,), 25, 2.0),
         Pace("ours", ASKED, "planned", (0.1, 0.0), 3, 4.0),
         Pace("ours", Load(1_000, 0, 0), "planned", (1.0,), 15, 2.0),
         Pace("ours", Load(1_000, 0, 0), "planned", (0.0,), 3, 4.0),

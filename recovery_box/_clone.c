@@ -20,7 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define NICE 10 /* the same; but what is left of many must not pile up */
+#define NICE 10 /* whoever comes next has work to do; but what is left of many must not pile up */
 #define SLICE 100000 /* nanoseconds that it may keep a processor from who wakes up meanwhile; usual are three milliseconds */
 #define LOCALS 16384
 

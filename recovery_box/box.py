@@ -29,7 +29,7 @@ _GROW_SLOTS: Final = 32
 
 # Shared words, by index.  Words written by different processes lie in different cache lines.
 W_MAGIC: Final = 0
-W_VERSION: Final = 2
+W_VERSION: Final = 1
 W_HEAD: Final = 8
 """Producer's index of the journal, free running, in bytes."""
 W_ACTIVE: Final = 9

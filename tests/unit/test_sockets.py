@@ -27,6 +27,12 @@ class Pairs:
         self.peers[ours.fileno()] = theirs
         return Connection(self._made, self._made, ours.detach(), 0, True, True)
 
+    def speaking(self) -> Connection:
+        """One whose peer has said something."""
+        connection = self.connect()
+        self.peers[connection.fd].send(b"x")
+        return connection
+
     def close(self, connection: Connection) -> None:
         os.close(connection.fd)
         self.peers.pop(connection.fd).close()
@@ -144,10 +150,9 @@ def test_one_that_serves_somebody_alone_gets_whoever_is_ready_and_others_as_they
 
 def test_whoever_the_last_one_left_unserved_the_next_one_finds(pairs: Pairs, states: select.epoll) -> None:
     sockets = Sockets(states)
-    served, left = pairs.connect(), pairs.connect()
-    for connection in (served, left):
-        sockets.add(connection)
-        pairs.peers[connection.fd].send(b"x")
+    served, left = pairs.speaking(), pairs.speaking()
+    sockets.add(served)
+    sockets.add(left)
     first = sockets.take(alone=True)
     assert {fd for fd, _ in first.poll(0)} == {served.fd, left.fd}
     os.read(served.fd, 1)
@@ -162,19 +167,16 @@ def test_whoever_the_last_one_left_unserved_the_next_one_finds(pairs: Pairs, sta
 def test_more_than_are_reported_at_a_time_are_ready(pairs: Pairs, states: select.epoll) -> None:
     sockets = Sockets(states)
     for _ in range(MANY + 3):
-        sockets.add(pairs.connect())
-    for peer in pairs.peers.values():
-        peer.send(b"x")
+        sockets.add(pairs.speaking())
     with sockets.take(alone=True) as taken:
         assert {fd for fd, _ in taken.poll(0, 1000)} == set(pairs.peers)
 
 
 def test_a_socket_that_ended_after_it_was_found_ready_wakes_nobody(pairs: Pairs, states: select.epoll) -> None:
     sockets = Sockets(states)
-    ended, other = pairs.connect(), pairs.connect()
-    for connection in (ended, other):
-        sockets.add(connection)
-        pairs.peers[connection.fd].send(b"x")
+    ended, other = pairs.speaking(), pairs.speaking()
+    sockets.add(ended)
+    sockets.add(other)
     kept = os.dup(ended.fd)  # by the guardian, as ever
     with sockets.take(alone=True) as taken:
         sockets.drop(ended)
