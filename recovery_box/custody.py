@@ -44,8 +44,11 @@ def raise_limit() -> int:
 
 
 def first_number(limit: int) -> int:
-    """Lowest number used for connections when `limit` files may be open: the rest is for the processes themselves."""
-    return min(64, limit // 2)
+    """Lowest number used for connections when `limit` files may be open: the rest is for the processes themselves.
+
+    Those need nearly as many whether or not there are more.
+    """
+    return min(64, limit * 7 // 8)
 
 
 def plenty(first: int) -> int:
@@ -92,14 +95,13 @@ def make_room(lowest: int, end: int, spare: int) -> None:
 
 
 def settle(fd: int, first: int) -> int:
-    """Moves a connection that came under a lower number after all.  The old number stays occupied."""
+    """Moves a connection that came under a lower number after all.  Raises OSError, and closes it, if no other is free."""
     if fd >= first:
         return fd
-    number = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first)
-    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    os.dup2(null, fd, inheritable=False)
-    os.close(null)
-    return number
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first)
+    finally:
+        os.close(fd)
 
 
 def release_low_numbers(lowest: int, first: int) -> None:

@@ -36,8 +36,12 @@ class Ledger:
         self.path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self._room = _GROW
-        os.posix_fallocate(self._fd, 0, self._room)
-        self._memory = mmap.mmap(self._fd, self._room)
+        try:
+            os.posix_fallocate(self._fd, 0, self._room)
+            self._memory = mmap.mmap(self._fd, self._room)
+        except OSError:
+            os.close(self._fd)
+            raise
         self._memory.madvise(mmap.MADV_DONTFORK)  # a worker, which may be hijacked, shall not write here
         self._words = SharedWords(self._memory)
         self.end = _FRONT

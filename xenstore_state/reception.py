@@ -8,8 +8,10 @@ import logging
 import os
 import select
 import socket
+import time
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 from recovery_box import custody
 from recovery_box.box import Box, BoxFull
@@ -22,6 +24,9 @@ from xenstore_state.store import Store
 from xenstore_state.survival import CONNECTION, Survival
 
 log = logging.getLogger(__name__)
+
+TELL_AGAIN_SECONDS: Final = 10.0
+"""From one line about a pause to the next: who leaves makes room for one, and the next must wait again."""
 
 
 class Reception:
@@ -42,7 +47,6 @@ class Reception:
         self._listeners = {s.fileno(): s for s in listeners}
         self._epoll = epoll
         self._first_number = first_number
-        self._plenty = custody.plenty(first_number)
         self._reserved = False
         """All low numbers are taken, and nothing else that State opens can come to lie there."""
         self.newcomer: Callable[[Connection], None] = lambda connection: None
@@ -57,6 +61,7 @@ class Reception:
         self._used = 0
         self.accepting = True
         self._pause_told = False
+        self._told = -TELL_AGAIN_SECONDS
 
     def resume_with(self, next_id: int) -> None:
         """Goes on for a State that died: slots in use are those of connections and offers there are."""
@@ -167,9 +172,10 @@ class Reception:
             self._box.ensure_slot(slot)
             if self._survival is not None:
                 self._survival.prepare()
-            if not self._reserved or len(self._store.items.connections) >= self._plenty:
+            if not self._reserved or len(self._store.items.connections) >= custody.plenty(self._first_number):
                 self.reserve_numbers()  # one may have become free; no other might be left
-            fd = listener._accept()[0]  # type: ignore[attr-defined]  # the number is all that is wanted
+            accepted = listener._accept()[0]  # type: ignore[attr-defined]  # the number is all that is wanted
+            fd = custody.settle(accepted, self._first_number)
         except BlockingIOError:
             return True
         except BoxFull as full:
@@ -181,7 +187,8 @@ class Reception:
             else:
                 log.info("a connection was gone before it was accepted: %s", e)
             return True
-        fd = custody.settle(fd, self._first_number)
+        if fd != accepted:
+            self.some_came_free()
         if self._survival is not None:
             self._survival.keep(CONNECTION, fd)  # first of all: from here on it outlives State
         if self._pause_told:
@@ -226,8 +233,9 @@ class Reception:
         self.accepting = False
         for fd in self._listeners:
             self._epoll.modify(fd, 0)
-        if not self._pause_told:
-            self._pause_told = True
+        now = time.monotonic()
+        if not self._pause_told and now >= self._told + TELL_AGAIN_SECONDS:
+            self._pause_told, self._told = True, now
             count = len(self._store.items.connections)
             log.warning("no more connections are accepted for now: %s (%d open)", why, count)
 

@@ -227,12 +227,13 @@ class Succession:
                 self.nobody_stands_by()
         elif not self._reserve.pid:
             self._have_next_stand_by(0)
-        if not (self._nursery.wants or self._reserve.wanted(time.monotonic())):
+        has_template = breeds and self._nursery.there
+        if not (self._nursery.wants if has_template else self._reserve.wanted(time.monotonic())):
             return
         if not self.stand_by or not consumer.between_records or self._is_alone():
             self._reserve.later(time.monotonic())
             return
-        if breeds and self._nursery.there:
+        if has_template:
             self._make_room()
             self._nursery.order(consumer.sequence)
             return

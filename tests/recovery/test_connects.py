@@ -12,8 +12,9 @@ import pytest
 
 from tests.conformance.processes import highest_descriptor
 from tests.conformance.wire import Client
-from tests.oracle.daemons import OurDaemon
+from tests.oracle.daemons import OurDaemon, short_run_dir
 from tests.recovery.logic import PATIENCE, kill_logic, restarts, wait_for_restarts
+from tests.recovery.test_state_dies import kill_state
 
 MANY = 1000
 DESCRIPTORS = MANY + 200
@@ -54,6 +55,34 @@ def test_a_thousand_connections_at_once_restart_nothing_and_survive_a_restart(da
         wait_for_restarts(daemon, 3)
     with Client(daemon.socket) as client:
         assert len(client.directory("/many")) == MANY
+
+
+@pytest.mark.parametrize("policy", ["on-crash", "per-request"])
+def test_a_state_that_may_open_few_files_serves_as_many_as_it_can(policy: str) -> None:
+    with short_run_dir() as run_dir, ExitStack() as stack:
+        daemon = stack.enter_context(OurDaemon(run_dir, ["--restart", policy]))
+        first = stack.enter_context(Client(daemon.socket))
+        assert first.read("/tool/xenstored") == b""
+        limit = highest_descriptor(daemon.pids()[:2]) + 10
+        for pid in daemon.pids():
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, limit))
+        kill_state(daemon)
+        assert first.read("/tool/xenstored") == b""
+        waiting = [stack.enter_context(Client(daemon.socket)) for _ in range(40)]
+        deadline = time.monotonic() + PATIENCE
+        while "no more connections are accepted" not in daemon.output():
+            assert time.monotonic() < deadline
+            assert first.read("/tool/xenstored") == b""
+        for number in range(50):
+            first.write("/few", b"%d" % number)
+        for client in waiting:  # who comes makes room for who waits
+            assert client.read("/few") == b"49"
+            client.close()
+        assert first.read("/few") == b"49"
+        output = daemon.output()
+        assert "Traceback" not in output
+        assert "given up" not in output
+        assert output.count("no more connections are accepted") < len(waiting) / 2, "says so ever again"
 
 
 def test_without_descriptors_a_logic_that_dies_is_followed_by_another(daemon: OurDaemon) -> None:

@@ -23,6 +23,10 @@ from xenstore_state.standby import NEWCOMERS_MAX
 
 PATIENCE = 20.0
 LOOKS = 10
+ORDER_DESCRIPTORS = 6
+"""What State has open for somebody whom it has ordered and who is not there: the ends of three pairs."""
+FORK_DESCRIPTORS = 8
+"""What it has open for a moment while it forks somebody itself."""
 pytestmark = [
     pytest.mark.skipif(not sibling.POSSIBLE, reason="the compiled helper that forks siblings is missing"),
     pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="nobody stands by on a single processor"),
@@ -134,6 +138,23 @@ def test_one_that_stands_still_is_replaced(alone: OurDaemon, client: Client) -> 
     os.kill(first, signal.SIGSTOP)
     assert template(alone, client, other_than=first)
     assert client.read("/asked") == b""
+
+
+def test_one_that_stands_still_is_not_asked_for_ever_more(alone: OurDaemon, client: Client) -> None:
+    """Each order takes descriptors, and there may be few."""
+    descriptors = f"/proc/{alone.pid}/fd"
+    first = template(alone, client)
+    all_there(alone)
+    before = len(os.listdir(descriptors))
+    os.kill(first, signal.SIGSTOP)
+    try:
+        most = 0
+        for _ in range(30):
+            client.write("/asked")
+            most = max(most, len(os.listdir(descriptors)))
+    finally:
+        os.kill(first, signal.SIGKILL)
+    assert most <= before + ORDER_DESCRIPTORS + FORK_DESCRIPTORS
 
 
 def test_another_policy_needs_none(alone: OurDaemon, client: Client) -> None:

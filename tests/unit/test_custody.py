@@ -18,6 +18,7 @@ from recovery_box.custody import (
     raise_limit,
     release_low_numbers,
     reserve_low_numbers,
+    settle,
     shut_down,
 )
 
@@ -97,8 +98,8 @@ def test_the_limit_is_raised_to_what_is_allowed() -> None:
     assert in_child(run) == ""
 
 
-@pytest.mark.parametrize(("limit", "first"), [(1 << 20, 64), (512, 64), (100, 50), (64, 32)])
-def test_half_of_few_numbers_and_64_of_many_are_kept_for_the_processes_themselves(limit: int, first: int) -> None:
+@pytest.mark.parametrize(("limit", "first"), [(1 << 20, 64), (512, 64), (73, 63), (64, 56)])
+def test_most_of_few_numbers_and_64_of_many_are_kept_for_the_processes_themselves(limit: int, first: int) -> None:
     assert first_number(limit) == first
 
 
@@ -160,6 +161,27 @@ def test_accepting_beyond_the_limit_fails_without_taking_a_number() -> None:
             assert os.dup(0) == first
         ours.close()
         theirs.close()
+
+    assert in_child(run) == ""
+
+
+def test_a_connection_is_moved_to_the_first_number_and_above_or_closed() -> None:
+    def run() -> None:
+        low, peer = socket.socketpair()
+        number = low.detach()
+        moved = settle(number, FIRST)
+        assert moved >= FIRST
+        assert settle(moved, FIRST) == moved
+        assert os.dup(0) == number, "the old number is free"
+        os.close(number)
+        again = os.dup(moved)
+        assert again < FIRST
+        with at_most(moved + 1):
+            with pytest.raises(OSError, match="Too many") as caught:
+                settle(again, FIRST)
+            assert is_exhaustion(caught.value)
+        os.close(moved)
+        assert peer.recv(1) == b""
 
     assert in_child(run) == ""
 
