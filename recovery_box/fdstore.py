@@ -6,6 +6,7 @@ one.  Names are short: those of 16,384 descriptors must fit into one variable of
 Knows nothing of what the descriptors are.
 """
 
+import errno
 import fcntl
 import itertools
 import logging
@@ -25,6 +26,7 @@ FIRST: Final = 3
 """Number of the first descriptor that is handed to a process at its start (SD_LISTEN_FDS_START)."""
 PATIENCE: Final = 3.0
 """Seconds that whoever keeps descriptors may take to listen; then it counts as dead."""
+TOO_MANY_SECONDS: Final = 0.001
 _NAME: Final = re.compile(r"([a-z]+[0-9]*)\.([0-9a-z]{1,6})")
 _DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -59,12 +61,16 @@ class FdStore:
             try:
                 self._socket.sendmsg([text], descriptors)
                 return
-            except BlockingIOError:
+            except OSError as e:
+                if e.errno not in {errno.EAGAIN, errno.ETOOMANYREFS}:
+                    raise
                 now = time.monotonic()
                 until = until or now + PATIENCE
                 if now > until:  # there is room each time, and somebody else takes it
                     raise TimeoutError("it does not listen") from None
                 self.wait_for_room()
+                if e.errno == errno.ETOOMANYREFS:  # as many are under way as may be: it is about to take some
+                    time.sleep(TOO_MANY_SECONDS)
 
     def keep(self, what: str, fd: int) -> None:
         """Has a descriptor kept.  Raises OSError."""

@@ -33,6 +33,9 @@ _MESSAGE_MAX: Final = 4096
 WAIT_FIRST: Final = 0.1
 WAIT_MAX: Final = 5.0
 """Seconds between attempts to start a State that does not begin to serve."""
+REST_MS: Final = 1
+"""Millisecond for which it does not look at what State says after it did: a descriptor is safe once it is sent, and to be
+woken for each would cost State its processor while a client waits."""
 
 
 def _schedule(policy: int) -> None:
@@ -73,13 +76,15 @@ class Guard:
 
     def _hold(self) -> None:
         """Until everybody at the other ends is dead."""
-        poll = select.poll()
+        poll, resting = select.poll(), select.poll()
         poll.register(self._socket, select.POLLIN)
-        poll.register(self._life, select.POLLIN)
+        for each in (poll, resting):
+            each.register(self._life, select.POLLIN)
         alive = {self._socket.fileno(), self._life}
         while alive:
             for fd, _ in poll.poll():
-                if fd != self._life and self._listen():
+                if fd != self._life and self._listen_to_all():
+                    resting.poll(REST_MS)
                     continue
                 poll.unregister(fd)
                 alive.remove(fd)
@@ -92,10 +97,19 @@ class Guard:
         except ChildProcessError:
             pass
 
+    def _listen_to_all(self) -> bool:
+        """What State has said so far; False when there will be nothing any more."""
+        try:
+            while self._listen():
+                pass
+        except BlockingIOError:
+            return True
+        return False
+
     def _listen(self) -> bool:
-        """One message from State; False when there will be none any more."""
+        """One message from State; False when there will be none any more.  Raises BlockingIOError when there is none now."""
         room = socket.CMSG_SPACE(_FDS_MAX * array.array("i").itemsize)
-        text, ancillary, _, _ = self._socket.recvmsg(_MESSAGE_MAX, room, socket.MSG_CMSG_CLOEXEC)
+        text, ancillary, _, _ = self._socket.recvmsg(_MESSAGE_MAX, room, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
         given = array.array("i")
         for _, _, data in ancillary:
             given.frombytes(data[: len(data) - len(data) % given.itemsize])

@@ -1,8 +1,10 @@
 """What is said to whoever keeps descriptors: nobody waits who need not, and nobody waits for ever."""
 
+import errno
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -56,3 +58,22 @@ def test_who_listens_late_hears_everything(ends: tuple[socket.socket, socket.soc
     listener.join(10)
     assert heard[:said] == [b"x"] * said
     assert [text.split(b"\n")[0] for text in heard[said:]] == [b"FDSTORE=1", b"FDSTOREREMOVE=1"]
+
+
+class Crowded(socket.socket):
+    """As many descriptors are under way as the kernel lets one user have, until some are taken."""
+
+    refused = 0
+
+    def sendmsg(self, *said: Any) -> int:
+        if self.refused < 3:
+            self.refused += 1
+            raise OSError(errno.ETOOMANYREFS, "too many references")
+        return super().sendmsg(*said)
+
+
+def test_too_many_descriptors_under_way_is_no_death(ends: tuple[socket.socket, socket.socket]) -> None:
+    with Crowded(fileno=ends[0].detach()) as crowded:
+        FdStore(crowded).keep("c", ends[1].fileno())
+        assert crowded.refused == 3
+        assert ends[1].recv(100).startswith(b"FDSTORE=1")
