@@ -12,6 +12,7 @@ import errno
 import fcntl
 import mmap
 import os
+import struct
 import sys
 from typing import Final
 
@@ -30,6 +31,8 @@ _GROW_SLOTS: Final = 32
 # Shared words, by index.  Words written by different processes lie in different cache lines.
 W_MAGIC: Final = 0
 W_VERSION: Final = 1
+_FRONT: Final = struct.Struct("=QQ")
+"""These two."""
 W_HEAD: Final = 8
 """Producer's index of the journal, free running, in bytes."""
 W_ACTIVE: Final = 9
@@ -111,9 +114,10 @@ class Box:
             if kept is None:
                 os.ftruncate(self.fd, 0)
                 os.ftruncate(self.fd, size)
-            elif found.st_size != size:
+            elif found.st_size != size or _FRONT.unpack(os.pread(self.fd, _FRONT.size, 0)) != (MAGIC, VERSION):
                 raise BoxError(f"{path} was made by another version")
-            self._allocated = 0
+            # what it has, it has from the start on: there may be no room to ask for it again
+            self._allocated = min(size, found.st_blocks * 512 // PAGE * PAGE) if kept is not None else 0
             self._allocate(SLOTS_AT)
             self.memory = mmap.mmap(self.fd, size)
         except BaseException:
@@ -123,8 +127,6 @@ class Box:
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         if kept is None:
             self._begin()
-        elif (self.words[W_MAGIC], self.words[W_VERSION]) != (MAGIC, VERSION):
-            raise BoxError(f"{path} was made by another version")
 
     def _begin(self) -> None:
         self.words[W_VERSION] = VERSION

@@ -99,8 +99,15 @@ class FdStore:
     def stop(self) -> None:
         """Nothing is to be kept any more: the keeper ends.  Raises OSError."""
         self.say("STOPPING=1")
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Nothing is to be kept any more, and the keeper goes on.  Raises OSError."""
         for fd in list(self.kept):
             self.drop(fd)
+
+    def keep_alike(self) -> None:
+        """A process of ours that keeps them is to be as this one is; there is none here."""
 
     def close(self) -> None:
         """Nothing more is said; what is kept stays so."""
@@ -124,8 +131,8 @@ class Inherited(NamedTuple):
     """The number it is to have."""
 
 
-def inherited(environment: MutableMapping[str, str]) -> list[Inherited]:
-    """What was kept.  Empty at an ordinary start.
+def inherited(environment: MutableMapping[str, str], ours: re.Pattern[str]) -> list[Inherited]:
+    """What was kept, by names that are `ours`; others are closed.  Empty at an ordinary start.
 
     Takes the variables that say so out of the environment: they are not for children.
     """
@@ -136,7 +143,7 @@ def inherited(environment: MutableMapping[str, str]) -> list[Inherited]:
     found = []
     for number, name in zip(range(FIRST, FIRST + int(count)), names.split(":"), strict=False):
         match = _NAME.fullmatch(name)
-        if match is not None:
+        if match is not None and ours.fullmatch(match[1]):
             found.append(Inherited(match[1], number, int(match[2], 36)))
         else:
             os.close(number)

@@ -244,7 +244,7 @@ def _restart(core: "Core", by: Connection, arguments: list[str]) -> str:
         case ["slow"] if core.guarded:
             core.perform(effects.RESTART, by)
         case ["slow"]:
-            return "Nobody would start the daemon again: it runs with --no-guardian."
+            return "Nobody would start the daemon again: it runs with --no-guardian, or its log says why."
         case _:
             raise EINVAL
     return OK

@@ -57,12 +57,20 @@ class Damaged(Exception):
 def write(path: str, store: Store, sequence: int, more: dict[str, Any]) -> None:
     """Writes a checkpoint: the store, the number of the last record in it, and what else is to be kept.  Raises OSError."""
     body: bytes = msgpack.packb(_parts(store, sequence) | more, use_bin_type=True)
-    temporary = path + ".new"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with open(fd, "wb") as f:
-        f.write(_FRONT.pack(MAGIC, VERSION, crc32(body), len(body)))
-        f.write(body)
-    os.replace(temporary, path)
+    fd = os.open(temporary(path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        with open(fd, "wb") as f:
+            f.write(_FRONT.pack(MAGIC, VERSION, crc32(body), len(body)))
+            f.write(body)
+        os.replace(temporary(path), path)
+    except OSError:
+        os.unlink(temporary(path))  # there is little room as it is
+        raise
+
+
+def temporary(path: str) -> str:
+    """What a checkpoint is called until it is whole."""
+    return path + ".new"
 
 
 def read(path: str) -> tuple[Store, dict[str, Any]]:

@@ -31,6 +31,11 @@ class Guarded:
         self._guardian, self._fd = survival.keeper, survival.keeper.fileno()
         self._epoll.register(self._fd, 0)  # it says nothing, but its end shows
 
+    def keep_alike(self) -> None:
+        """Whatever was done to State was meant for the daemon, and so for whoever starts State again."""
+        if self._guardian is not None:
+            self._guardian.keep_alike()
+
     def has_ended(self, fd: int) -> bool:
         """Whether `fd` says that it has ended; then another one is looked for."""
         if fd != self._fd:

@@ -144,6 +144,8 @@ class Keeper:
                 else:  # the domain had ended, and State died before it could give this up
                     del recovered.bound[domid]
                     self._hypervisor.unbind(port)
+                    if self._survival is not None:
+                        self._survival.bound(domid, 0, 0)
         self._drain()
         self._consumer.drop_staged()
         for fd in recovered.newcomers:
@@ -166,7 +168,11 @@ class Keeper:
         ready()
         self.succession.settle_numbers()
         quiet = 0
+        due = 0.0
         while not self._stopping:
+            if time.monotonic() >= due:
+                due = time.monotonic() + SLEEP
+                self._try_again()
             quiet = 0 if self._drain(DRAIN_RECORDS) else quiet + 1
             self._applier.trim()
             self.succession.watch(self._patience)
@@ -199,7 +205,8 @@ class Keeper:
         events = self._epoll.poll(timeout)
         words[W_ASLEEP] = 0
         if not events and timeout == SLEEP:
-            self._try_again()
+            self.succession.reap_remnants()
+            self.succession.rest()
         if len(events) > 1:  # a death first: what that Logic has published concerns nobody who comes now
             logic = self.succession.logic.fd
             events.sort(key=lambda event: event[0] != logic)
@@ -224,9 +231,8 @@ class Keeper:
                 self._guarded.has_ended(fd)
 
     def _try_again(self) -> None:
-        """Nothing happens: what has failed may succeed now."""
-        self.succession.reap_remnants()
-        self.succession.rest()
+        """Some time has gone by: what has failed may succeed now."""
+        self._guarded.keep_alike()
         if not self._reception.accepting:
             self._reception.resume()
         if self._registrar is not None and self._registrar.unscanned:
@@ -265,6 +271,9 @@ class Keeper:
 
     def _start_again(self) -> None:
         """Ends like a crash, of which nothing is lost: the guardian starts State with the code that is installed now."""
+        if self._survival is None or not self._survival.outlives:
+            log.error("asked to start again, which State would not survive: it goes on")
+            return
         log.info("asked to start again")
         logging.shutdown()
         os._exit(1)
@@ -324,7 +333,7 @@ class Keeper:
                     self._made = {}
                 if self.store.closed:
                     self._reception.forget_closed()
-                if record.kind == RESTART and self._survival is not None:
+                if record.kind == RESTART:
                     self._start_again()
                 if record.kind in ENDS_DOMAIN and self._registrar is not None:
                     self._registrar.removed(record.arguments[0])

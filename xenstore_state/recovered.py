@@ -13,7 +13,7 @@ from typing import Final
 from recovery_box.ledger import LedgerError, entries
 from xenstore_state import checkpoint
 from xenstore_state.repetition import FAILURES, Incomplete, Recovered, Repetition
-from xenstore_state.survival import file_path, numbers
+from xenstore_state.survival import file_path, loss_noted, numbers
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,8 @@ def _with_ledgers(repetition: Repetition, directory: str, number: int) -> Recove
     known = repetition.known
     known.store.closed.clear()
     known.store.opened.clear()
+    if not lost and loss_noted(directory):
+        lost = "a State died before it had written down that connections were lost"
     if lost:
         log.error("%s: what follows is lost, and all connections are closed", lost)
         known.give_up_connections()

@@ -75,9 +75,12 @@ class Policy(NamedTuple):
 
     @classmethod
     def of(cls, settings: Table[str, int | str]) -> "Policy":
-        """The one that is set (`POLICY`)."""
+        """The one that is set (`POLICY`); none if that is none, which only a Logic that is not ours says."""
         text = settings.get(POLICY)
-        return _parse(str(text)) if text else cls()
+        try:
+            return _parse(str(text)) if text else cls()
+        except ValueError:
+            return cls()
 
     @classmethod
     def parse(cls, text: str) -> "Policy":

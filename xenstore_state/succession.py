@@ -208,7 +208,7 @@ class Succession:
             self._estate.consumer.sequence,
             self.restarts.poison(),
             self.restarts.penalties(),
-            self._estate.survival is not None,
+            self._estate.survival is not None and self._estate.survival.outlives,
             self.restarts.report(),
             self.beside(divergence.LOGICS),
             self._estate.bell,
@@ -337,7 +337,8 @@ class Succession:
             signal.set_wakeup_fd(-1)
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
-            signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there is somebody to retire
+            for number in (signal.SIGUSR1, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)  # until there is somebody to retire, or who has a log open
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             self.logic.in_another()
             self._reserve.in_logic()

@@ -73,6 +73,7 @@ NOTED: Final = 10
 CONNECTION: Final = "c"
 """What a connection's descriptor is kept as."""
 _ATTEMPTS: Final = "attempts"
+_LOSS: Final = "connections-lost"
 
 
 class Place(NamedTuple):
@@ -107,9 +108,7 @@ class Survival:
         self._replaced = 0
         self._replaced_at = -REPLACE_SECONDS
         self._directory = directory
-        for name in os.listdir(directory):
-            if name.endswith(".new"):
-                os.unlink(os.path.join(directory, name))
+        _clear_of_halves(directory)
         checkpoints, ledgers = numbers(directory, "checkpoint"), numbers(directory, "ledger")
         self._behind = sum(
             os.path.getsize(self._path("ledger", n)) for n in ledgers if n >= max(checkpoints, default=0)
@@ -126,7 +125,8 @@ class Survival:
         self._given_up = False
         self._failed = False
         """The last attempt at a checkpoint; another one can wait."""
-        self._wanted = False
+        self._wanted = self._needed = False
+        """A checkpoint is to be made before anything can be repeated; the one being written is such a one."""
 
     def _path(self, what: str, number: int) -> str:
         return file_path(self._directory, what, number)
@@ -140,6 +140,11 @@ class Survival:
     def child(self) -> int:
         """Pid of whoever writes a checkpoint; 0 if nobody does."""
         return self._child
+
+    @property
+    def outlives(self) -> bool:
+        """Whether State would come back if it died now."""
+        return not self._given_up
 
     @property
     def can_be_followed(self) -> bool:
@@ -205,12 +210,12 @@ class Survival:
             self._give_up(str(e))
 
     def _give_up(self, why: str) -> None:
+        if self._given_up:
+            return
         self._given_up = True
         log.error("State would not survive its death from now on: %s", why)
-        try:
-            self.keeper.say("STOPPING=1")
-        except OSError:
-            pass
+        let_go(self.keeper)
+        forget(self._directory)
 
     # ---- whoever keeps descriptors
 
@@ -244,6 +249,8 @@ class Survival:
 
     def keeper_gone(self, why: str) -> None:
         """Whoever kept descriptors is gone, or does not listen: somebody else is given everything."""
+        if self._given_up:
+            return
         if self._replace is None:
             self._give_up(why)
             return
@@ -296,8 +303,10 @@ class Survival:
         except OSError as e:
             self._failed = True
             log.error("no checkpoint can be made: %s", e)
+            if not self._has_one:
+                self._give_up("there would be nothing to come back to")
             return
-        self._failed = self._wanted = False
+        self._needed, self._failed, self._wanted = self._wanted, False, False
         self._behind += self._ledger.end
         self._before += self._ledger.end
         self._ledger.close()
@@ -315,11 +324,12 @@ class Survival:
                 self._give_up(str(e))
                 return
             self._clean_up(self._number)
+            remove(os.path.join(self._directory, _LOSS))
             return
         try:
             self._child = os.fork()
         except OSError as e:
-            self._failed = True
+            self._failed, self._wanted = True, self._needed
             log.error("no checkpoint can be made: %s", e)
             return
         if not self._child:
@@ -350,6 +360,8 @@ class Survival:
         self._child = 0
         self._failed = bool(found.si_status)
         if self._failed:
+            self._wanted = self._wanted or self._needed
+            remove(checkpoint.temporary(self._path("checkpoint", self._number)))
             return
         size = os.path.getsize(self._path("checkpoint", self._number))
         self._limit = min(LEDGER_MAX, max(LEDGER_MIN, LEDGER_SHARE * size))
@@ -376,12 +388,17 @@ class Survival:
         if self._child:
             os.kill(self._child, signal.SIGKILL)
             os.waitpid(self._child, 0)
-        self._ledger.close()
-        forget(self._directory)
         try:
-            self.keeper.stop()
+            self.keeper.stop()  # first: nobody may come back to what is being removed
         except OSError as e:
             log.debug("whoever kept descriptors is gone already: %s", e)
+        self._ledger.close()
+        forget(self._directory)
+        forget_attempts(self._directory)
+        try:
+            os.rmdir(self._directory)
+        except OSError:
+            pass  # there is something else in it, such as a damaged checkpoint
 
 
 # ---- the files
@@ -395,24 +412,63 @@ def count_attempt(directory: str) -> int:
             before = int(f.read() or 0)
     except (FileNotFoundError, ValueError):
         before = 0
-    with open(path, "w", encoding="ascii") as f:
-        f.write(str(before + 1))
+    try:
+        with open(path, "w", encoding="ascii") as f:
+            f.write(str(before + 1))
+    except OSError as e:
+        log.error("%s: %s", path, e.strerror)  # to serve is more than to know how often it did not
     return before + 1
 
 
 def forget_attempts(directory: str) -> None:
     """State has come to serve."""
+    remove(os.path.join(directory, _ATTEMPTS))
+
+
+def remove(path: str) -> None:
+    """Removes a file, if there is one."""
     try:
-        os.unlink(os.path.join(directory, _ATTEMPTS))
-    except FileNotFoundError:
+        os.unlink(path)
+    except OSError:
+        pass  # whoever needs its place will say why that is taken
+
+
+def let_go(keeper: FdStore) -> None:
+    """Nobody is to come back: whoever keeps descriptors gives them up, and starts nobody any more."""
+    try:
+        keeper.let_go()
+    except OSError:
         pass
+
+
+def note_loss(directory: str) -> None:
+    """The box is about to be emptied: what is written down holds connections that cannot go on, until there is a checkpoint."""
+    try:
+        with open(os.path.join(directory, _LOSS), "w"):
+            pass
+    except OSError as e:
+        log.error("%s: %s", directory, e.strerror)
+
+
+def loss_noted(directory: str) -> bool:
+    """Whether that was said, and no checkpoint was made since."""
+    return os.path.exists(os.path.join(directory, _LOSS))
 
 
 def forget(directory: str) -> None:
     """Removes all files."""
+    remove(os.path.join(directory, _LOSS))
     for what in ("checkpoint", "ledger"):
         for number in numbers(directory, what):
             os.unlink(file_path(directory, what, number))
+    _clear_of_halves(directory)
+
+
+def _clear_of_halves(directory: str) -> None:
+    """Removes what was never finished."""
+    for name in os.listdir(directory):
+        if name.endswith(checkpoint.temporary("")):
+            remove(os.path.join(directory, name))
 
 
 def file_path(directory: str, what: str, number: int) -> str:

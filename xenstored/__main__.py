@@ -6,51 +6,42 @@ import signal
 import socket
 import sys
 import time
-from typing import NamedTuple
-from zlib import crc32
 
 from recovery_box import custody, fdstore
-from recovery_box.box import Box, BoxError, shared_memory_directory
-from recovery_box.journal import Consumer, JournalCorrupt
+from recovery_box.box import Box, BoxError
 from xenstore_logic.control import TRACE_FILE, TRACE_SWITCH
 from xenstore_logic.process import run_logic
 from xenstore_logic.rings import EVENT_TIMEOUT
 from xenstore_state.hypervisor import Hypervisor
 from xenstore_state.keeper import BACKLOG, Keeper
-from xenstore_state.recovered import recover
-from xenstore_state.repetition import Recovered
 from xenstore_state.restarts import POLICY
 from xenstore_state.succession import SIGNALS
-from xenstore_state.survival import CONNECTION, TRIES, Survival, count_attempt, forget
+from xenstore_state.survival import Survival, forget, let_go
 from xenstored import guardian, service
+from xenstored.comeback import BOX, EVENTS, LISTENER, CannotStart, ComeBack, Inherited, come_back, inherit, make_ours
 from xenstored.linux_xen import LinuxXen
 from xenstored.options import OptionError, Options, parse
 from xenstored.simulated_xen import SimulatedXen
 
 log = logging.getLogger("xenstored")
 
-BOX, LISTENER, EVENTS = "box", "listen", "evtchn"
-"""Names under which descriptors are kept; events have their domain port behind the name."""
 SYSTEMD_STORE = "FDSTORE"
 """Where systemd (from 254 on, and any unit file) says how many descriptors it keeps."""
 HASH_SEED = "PYTHONHASHSEED"
 XEN_FILES = ("/dev/xen/evtchn", "/dev/xen/gntdev", "/dev/xen/privcmd")
 
 
-class CannotStart(Exception):
-    """The daemon cannot run here; the text says why."""
-
-
 def main() -> int:
     """The command.  Returns the exit status."""
     _hash_unpredictably()
-    pipe = -1
+    pipe, inherited = -1, None
     try:
-        inherited = _inherit()
+        inherited = inherit()
         options = parse(sys.argv[1:], dict(os.environ))
         hypervisor = _open_hypervisor(options, inherited.kept)
-        if not options.foreground and inherited.guardian is None:
-            pipe = service.detach()
+        if not options.foreground:
+            pipe = service.detach() if inherited.guardian is None else -1
+            service.leave_directory()
         _serve(options, hypervisor, pipe, inherited)
     except service.PidFileLocked as e:
         # Clients can connect, to the other one: the C daemon's exit status for this is 0.
@@ -58,6 +49,9 @@ def main() -> int:
         service.announce(pipe)
         return 0
     except (OptionError, CannotStart, BoxError, OSError) as e:
+        if inherited is not None and inherited.again:  # nobody sees what this one says, and it will be tried again
+            service.set_up_logging(foreground=False)
+            log.error("State cannot be started again: %s", e)
         _fail(pipe, str(e))
         return 1
     return 0
@@ -78,26 +72,6 @@ def _fail(pipe: int, why: str) -> None:
         os.write(pipe, text.encode())
     else:
         sys.stderr.write(text)
-
-
-class Inherited(NamedTuple):
-    """What a State has that was started again."""
-
-    kept: dict[int, str]
-    """Descriptors: what each number is.  Empty at an ordinary start."""
-    guardian: guardian.Guardian | None
-    """Whoever has started it; None at an ordinary start, and by systemd."""
-    died: float | None
-    """When the State before died, in seconds of the monotonic clock, as far as is known."""
-
-
-def _inherit() -> Inherited:
-    """Takes what was kept for this process, before any other descriptor is opened."""
-    inherited, revived = fdstore.inherited(os.environ), guardian.revived(os.environ)
-    if revived is None:
-        return Inherited(fdstore.settle(inherited)[0], None, None)
-    kept, (connected, life) = fdstore.settle(inherited, (revived.socket, revived.life))
-    return Inherited(kept, revived.adopt(connected, life), revived.died)
 
 
 def _open_hypervisor(options: Options, kept: dict[int, str]) -> Hypervisor | None:
@@ -123,7 +97,7 @@ def _serve(options: Options, hypervisor: Hypervisor | None, pipe: int, inherited
     os.makedirs(options.rundir, mode=0o755, exist_ok=True)
     pid_file = service.write_pid_file(options.pid_file) if options.pid_file else -1
     made = [options.pid_file] if options.pid_file else []
-    goes_on = bool(inherited.kept)
+    goes_on = inherited.again
     """Should this State fail, it is started again: what it has made is not cleared away."""
     try:
         _run(options, hypervisor, pipe, made, inherited)
@@ -139,48 +113,48 @@ def _run(options: Options, hypervisor: Hypervisor | None, pipe: int, made: list[
     """Serves until the daemon is told to end; `made` collects the files that go then."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # an end that is asked for must not look like a death
     limit = custody.raise_limit()
-    again = BOX in inherited.kept.values()
-    recovered = _recover(options) if again else None
-    box = Box(_box_path(options), kept=fdstore.number_of(inherited.kept, BOX))
-    if again and (recovered is None or not recovered.complete or not _follows(box, recovered)):
-        box.clear()
-        if hypervisor is not None:
-            hypervisor.begin_anew()
+    back = come_back(options.rundir, inherited)
+    if inherited.again and not back.complete and hypervisor is not None:
+        hypervisor.begin_anew()
     logic_pid_file = os.path.join(options.rundir, "logic.pid")
-    made += [box.path, logic_pid_file]
+    made += [back.box.path, logic_pid_file]
     listener = _listener(options, inherited)
     made.append(options.socket)
-    survival = _survival(options, inherited, recovered)
-    if survival is not None:
-        for what, fd in _to_keep(box, listener, hypervisor):
-            survival.keep(what, fd)
-        _match_connections(survival, inherited.kept, recovered)
-    keeper = Keeper(box, [listener], run_logic, logic_pid_file, limit, hypervisor, survival, recovered)
-    if options.watchdog is not None:
-        keeper.succession.watchdog = options.watchdog
-    keeper.succession.stand_by = options.standby
-    if recovered is None:
-        _configure(keeper, options)
-    log.info("serving on %s, at most %d descriptors", options.socket, limit)
+    store = _keeper_of_descriptors(options, inherited)
+    comes_back = inherited.again
+    """Whether this State's end is a death like any other, of which nothing is lost: nothing is cleared away then."""
 
     def ready() -> None:
+        nonlocal comes_back
         service.announce(pipe)
         if survival is not None:
             survival.ready()
+            comes_back = True
 
-    if again:
-        _tell_of_return(keeper, recovered, inherited.died)
     try:
+        survival = _survival(back, inherited, store) if store is not None else None
+        if survival is not None:
+            for what, fd in _to_keep(back.box, listener, hypervisor):
+                survival.keep(what, fd)
+        back.match_connections(inherited.kept, survival)
+        keeper = Keeper(back.box, [listener], run_logic, logic_pid_file, limit, hypervisor, survival, back.recovered)
+        if options.watchdog is not None:
+            keeper.succession.watchdog = options.watchdog
+        keeper.succession.stand_by = options.standby
+        if back.recovered is None:
+            _configure(keeper, options)
+        log.info("serving on %s, at most %d descriptors", options.socket, limit)
+        if inherited.again:
+            _tell_of_return(keeper, back, inherited.died)
         keeper.run(ready)
     except Exception:
-        if survival is None:
+        if store is None or not comes_back:
+            if store is not None:
+                let_go(store)  # who has not begun to serve is not to be started by anybody but who tried
             raise
-        log.exception("State fails")  # which is a death like any other: nothing is cleared away
+        log.exception("State fails")
         logging.shutdown()
         os._exit(1)
-
-
-# ---- surviving
 
 
 def _keeper_of_descriptors(options: Options, inherited: Inherited) -> fdstore.FdStore | None:
@@ -207,53 +181,28 @@ def _another_guardian(gone: fdstore.FdStore) -> fdstore.FdStore:
     return guardian.start()
 
 
-def _survival(options: Options, inherited: Inherited, recovered: Recovered | None) -> Survival | None:
-    """Not before everything is known to be there: from now on an end without a word is a death."""
-    store = _keeper_of_descriptors(options, inherited)
-    if store is None:
-        return None
+def _survival(back: ComeBack, inherited: Inherited, store: fdstore.FdStore) -> Survival | None:
+    """Not before everything is known to be there: from now on an end without a word is a death.
+
+    A State that came back goes on without, if nothing can be written down any more.  Raises OSError at an ordinary start.
+    """
+    make_ours(back.directory)
     store.kept.update(inherited.kept)
-    if recovered is None:
-        forget(_files(options))
+    if back.recovered is None:
+        forget(back.directory)
     replace = _another_guardian if isinstance(store, guardian.Guardian) else None
-    return Survival(_files(options), store, replace, complete=recovered is not None and recovered.complete)
-
-
-def _recover(options: Options) -> Recovered | None:
-    """What the State before has known, if anything of it can be used."""
-    if count_attempt(_files(options)) > TRIES:
-        log.error("State has died again and again over what it knew: everything begins anew")
-        return None
-    return recover(_files(options))
-
-
-def _follows(box: Box, recovered: Recovered) -> bool:
-    """Whether the journal goes on where what was written down ends.  If not, no connection can go on."""
     try:
-        Consumer(box).resume(recovered.sequence, recovered.staged)
-    except JournalCorrupt as e:
-        log.error("the journal cannot be followed (%s): all connections are closed", e)
-        recovered.give_up_connections()
-    return recovered.complete
-
-
-def _match_connections(survival: Survival, kept: dict[int, str], recovered: Recovered | None) -> None:
-    """A connection without a descriptor is closed; so is a descriptor without a connection, unless it has just been accepted."""
-    sockets = {fd for fd, what in kept.items() if what == CONNECTION}
-    connections = [c for c in recovered.store.items.connections if c.socket] if recovered is not None else []
-    unknown = sockets - {c.fd for c in connections}
-    if recovered is not None and recovered.complete:
-        recovered.newcomers = sorted(unknown)
-    else:
-        for fd in unknown:
-            custody.shut_down(fd)
-            survival.drop(fd)
-            os.close(fd)
-    for connection in connections:
-        if connection.fd not in sockets and recovered is not None:
-            log.error("connection %d has no descriptor any more", connection.id)
-            recovered.store.disconnect(connection)
-            recovered.store.closed.clear()
+        survival = Survival(back.directory, store, replace, complete=back.complete)
+    except OSError as e:
+        if not inherited.again:
+            raise
+        log.error("State would not survive its death from now on: %s", e)
+        let_go(store)
+        forget(back.directory)
+        return None
+    if back.unusable >= 0:
+        survival.drop(back.unusable)
+    return survival
 
 
 def _to_keep(box: Box, listener: socket.socket, hypervisor: Hypervisor | None) -> list[tuple[str, int]]:
@@ -262,32 +211,17 @@ def _to_keep(box: Box, listener: socket.socket, hypervisor: Hypervisor | None) -
     return [(BOX, box.fd), (LISTENER, listener.fileno()), *rest]
 
 
-def _tell_of_return(keeper: Keeper, recovered: Recovered | None, died: float | None) -> None:
+def _tell_of_return(keeper: Keeper, back: ComeBack, died: float | None) -> None:
     """Tells the log and the operator's list that State is back."""
     took = f" within {(time.monotonic() - died) * 1000:.0f} ms" if died is not None else ""
-    if recovered is None:
+    if back.recovered is None:
         outcome = "everything begins anew"
     else:
         outcome = f"{keeper.store.tree.size} nodes, {len(keeper.store.items.connections)} connections"
-        outcome += "" if recovered.complete else ", something is lost and all were closed"
+        outcome += "" if back.complete else ", something is lost and all were closed"
     text = f"State has died; {os.getpid()} took over{took}: {outcome}"
     keeper.succession.note(text)
     log.warning("%s", text)
-
-
-def _files(options: Options) -> str:
-    """Where State writes down what it does."""
-    directory = os.path.join(os.path.dirname(_box_path(options)), "state-" + os.path.basename(_box_path(options)))
-    os.makedirs(directory, mode=0o700, exist_ok=True)
-    return directory
-
-
-def _box_path(options: Options) -> str:
-    directory = shared_memory_directory(options.rundir)
-    if directory == options.rundir:
-        return os.path.join(directory, "recovery-box")
-    mark = crc32(os.fsencode(options.rundir))
-    return os.path.join(directory, f"xenstored-{os.getuid()}-{mark:08x}")
 
 
 def _listener(options: Options, inherited: Inherited) -> socket.socket:

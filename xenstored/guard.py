@@ -7,7 +7,9 @@ they all hold.  It reads no file, parses no record and holds nothing but numbers
 It is a program of its own, run by an interpreter that has nothing else loaded: some megabytes, not the size of a daemon with
 a store.  So it imports nothing of this project.  `guardian` starts it.
 
-    guard.py SOCKET LIFE PROGRAM ARGUMENT...
+    guard.py SOCKET LIFE DIRECTORY PROGRAM ARGUMENT...
+
+DIRECTORY is where the daemon was started: its program may be found from there only.
 """
 
 from __future__ import annotations
@@ -48,9 +50,10 @@ def _schedule(policy: int) -> None:
 class Guard:
     """The process."""
 
-    def __init__(self, connected: socket.socket, life: int, command: list[str]) -> None:
+    def __init__(self, connected: socket.socket, life: int, directory: str, command: list[str]) -> None:
         self._socket = connected
         self._life = life
+        self._directory = directory
         self._command = command
         self._kept: dict[str, int] = {}
         self._early_deaths = 0
@@ -173,8 +176,12 @@ class Guard:
         environment["LISTEN_FDS"], environment["LISTEN_FDNAMES"] = str(count), ":".join(name for name, _ in kept)
         environment["LISTEN_PID"] = str(os.getpid())
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        try:
+            os.chdir(self._directory)
+        except OSError:
+            pass  # it is gone: that may not matter
         os.execve(self._command[0], self._command, environment)
 
 
 if __name__ == "__main__":
-    Guard(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), sys.argv[3:]).run()
+    Guard(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), sys.argv[3], sys.argv[4:]).run()

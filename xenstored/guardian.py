@@ -3,6 +3,7 @@
 It is State's child at first; when State dies, it becomes the next one's parent.
 """
 
+import logging
 import os
 import select
 import signal
@@ -15,7 +16,20 @@ from recovery_box.fdstore import FdStore
 from recovery_box.prctl import adopt_orphans
 from xenstored import guard
 
+log = logging.getLogger(__name__)
+
 DEAD_SECONDS: Final = 1.0
+
+
+def _directory() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return "/"
+
+
+STARTED_IN: Final = _directory()
+"""Where the daemon was started, whatever directory it goes to."""
 
 
 class Guardian(FdStore):
@@ -24,6 +38,8 @@ class Guardian(FdStore):
     def __init__(self, connected: socket.socket, life: int, pid: int) -> None:
         super().__init__(connected)
         self._life = life
+        self._pid = pid
+        self._oom_score = oom_score("self")
         try:
             self._process = os.pidfd_open(pid)
         except OSError:  # it is dead already; the socket says so
@@ -33,6 +49,22 @@ class Guardian(FdStore):
         """It ends with State, and a little before it.  Raises OSError."""
         self.say("STOPPING=1")
         self._bury()
+
+    def keep_alike(self) -> None:
+        """It gets State's OOM score, as soon as somebody has changed that: State's children get it from State."""
+        mine = oom_score("self")
+        if mine == self._oom_score:
+            return
+        self._oom_score = mine
+        try:
+            with open(f"/proc/{self._pid}/oom_score_adj", "w", encoding="ascii") as f:
+                f.write(mine)
+        except OSError as e:
+            log.warning("the guardian's OOM score stays as it is: %s", e.strerror)
+
+    def let_go(self) -> None:
+        """It ends, and State goes on.  Raises OSError."""
+        self.stop()
 
     def end(self) -> None:
         """Makes sure that it starts nobody any more: it is dead, or does not listen."""
@@ -59,6 +91,15 @@ class Guardian(FdStore):
         self._process = -1
 
 
+def oom_score(process: str) -> str:
+    """What the kernel's killer of processes adds for a process; empty where there is none."""
+    try:
+        with open(f"/proc/{process}/oom_score_adj", encoding="ascii") as f:
+            return f.read()
+    except OSError:
+        return ""
+
+
 def start() -> Guardian:
     """Starts a guardian.  Raises OSError."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -77,7 +118,7 @@ def _become_guard(connected: socket.socket, life: int) -> NoReturn:
         for fd in (connected.fileno(), life):
             os.set_inheritable(fd, True)
         signal.set_wakeup_fd(-1)
-        program = [sys.executable, "-I", "-S", guard.__file__, str(connected.fileno()), str(life)]
+        program = [sys.executable, "-I", "-S", guard.__file__, str(connected.fileno()), str(life), STARTED_IN]
         os.execv(sys.executable, [*program, sys.executable, *sys.orig_argv[1:]])
     finally:
         os._exit(1)

@@ -186,6 +186,9 @@ _WITHOUT_EFFECT: Final = {
 def parse(arguments: list[str], environment: dict[str, str]) -> Options:
     """Reads the command line and the environment.  Raises `OptionError`; `--help` prints and exits."""
     notes: list[str] = []
+    for word in arguments:
+        if not word.isprintable():  # bytes that are no UTF-8, too: nobody could be told of them
+            raise OptionError(f"{word!a}: not a readable text")
     given, unknown = _parser().parse_known_args(_as_getopt_reads(arguments, notes))
     _refuse_dashes(given)
     words = [w for w in (*given.words, *unknown) if not w.startswith("-")]

@@ -47,13 +47,17 @@ def detach() -> int:
     os.setsid()
     if os.fork():
         os._exit(0)
-    os.chdir("/")
-    os.umask(0o022)
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     os.close(null)
     return write
+
+
+def leave_directory() -> None:
+    """Lets go of the directory that the daemon was started in, and makes files as it always does."""
+    os.chdir("/")
+    os.umask(0o022)
 
 
 def _wait_for(read: int) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 from collections.abc import Iterator
@@ -299,13 +300,17 @@ def test_a_ledger_without_room_is_no_reason_to_die(
     def full(ledger: Ledger, entry: bytes) -> None:
         raise OSError(28, "No space left on device")
 
+    state.survival.keep(survival.CONNECTION, 0)
+    assert state.theirs.recv(100).startswith(b"FDSTORE=1")
     monkeypatch.setattr(Ledger, "add", full)
     state.write("a")
     state.write("b")
     assert [record.message for record in caplog.records] == [
         "State would not survive its death from now on: [Errno 28] No space left on device"
     ]
-    assert state.theirs.recv(100) == b"STOPPING=1", "nobody shall start a State that cannot know what this one does"
+    said = state.theirs.recv(100)
+    assert said.startswith(b"FDSTOREREMOVE=1"), "nobody shall start a State that cannot know what this one does"
+    assert os.listdir(state.directory) == [], "nor find what it knew"
 
 
 def test_a_start_that_does_not_come_to_serve_is_counted(state: State) -> None:

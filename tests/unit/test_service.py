@@ -52,6 +52,7 @@ class Service:
         self.pid_file = where / "pid"
         self.environment = {**os.environ, "XENSTORED_RUNDIR": str(self.run), "PYTHONPATH": str(ROOT)}
         self.environment.pop("NOTIFY_SOCKET", None)
+        self.program = ["-m", "xenstored"]
         self.started: list[subprocess.Popen[bytes]] = []
         self.daemons: set[int] = set()
 
@@ -61,7 +62,7 @@ class Service:
         with outputs[0].open("wb") as out, outputs[1].open("wb") as err:
             try:
                 status = subprocess.run(
-                    [sys.executable, "-m", "xenstored", *words],
+                    [sys.executable, *self.program, *words],
                     env=self.environment,
                     cwd=self.where,
                     stdin=subprocess.DEVNULL,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import socket
 import struct
@@ -20,6 +22,7 @@ from tests.model.support import examples
 from xenstore_logic.embedded import Embedded
 from xenstore_state import checkpoint
 from xenstore_state.store import Store
+from xenstored.comeback import KEPT
 
 PATHS = st.sampled_from([b"/a", b"/a/b", b"/a/b/c", b"/d", b"/d/e", b"rel/x"])
 REQUESTS = st.one_of(
@@ -168,15 +171,38 @@ def test_sixteen_thousand_names_fit_into_the_environment_of_a_process() -> None:
     names = ":".join(f"c.{fdstore._in_digits(fd)}" for fd in range(kept))
     assert len("LISTEN_FDNAMES=" + names) < 128 * 1024
     environment = {"LISTEN_FDS": str(kept), "LISTEN_FDNAMES": names}
-    assert [(one.what, one.number) for one in fdstore.inherited(environment)] == [("c", fd) for fd in range(kept)]
+    assert [(one.what, one.number) for one in fdstore.inherited(environment, KEPT)] == [("c", fd) for fd in range(kept)]
 
 
 def test_what_was_kept_is_found_in_the_environment_once() -> None:
     environment = {"LISTEN_FDS": "2", "LISTEN_FDNAMES": "box.7:c.8c", "LISTEN_PID": str(os.getpid()), "OTHER": "x"}
-    assert fdstore.inherited(environment) == [Inherited("box", 3, 7), Inherited("c", 4, 300)]
+    assert fdstore.inherited(environment, KEPT) == [Inherited("box", 3, 7), Inherited("c", 4, 300)]
     assert environment == {"OTHER": "x"}
-    assert fdstore.inherited(environment) == []
-    assert fdstore.inherited({"LISTEN_FDS": "1", "LISTEN_FDNAMES": "box.7", "LISTEN_PID": "1"}) == []
+    assert fdstore.inherited(environment, KEPT) == []
+    assert fdstore.inherited({"LISTEN_FDS": "1", "LISTEN_FDNAMES": "box.7", "LISTEN_PID": "1"}, KEPT) == []
+
+
+def test_descriptors_of_others_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fdstore, "FIRST", 700)
+    given = [fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, 700) for _ in range(3)]
+    assert given == [700, 701, 702]
+    names = ["xenstored.socket", "unknown", "box.7"]
+    environment = {"LISTEN_FDS": str(len(names)), "LISTEN_FDNAMES": ":".join(names)}
+    assert fdstore.inherited(environment, KEPT) == [Inherited("box", 702, 7)]
+    for fd in given[:2]:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+    os.close(given[2])
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*paths: str) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="no space"):
+        checkpoint.write(str(tmp_path / "checkpoint.1"), Store(), 0, {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_whoever_keeps_descriptors_is_told_as_systemd_is(tmp_path: Path) -> None:
