@@ -16,7 +16,7 @@ from xenstore_state.hypervisor import Hypervisor
 from xenstore_state.keeper import BACKLOG, Keeper
 from xenstore_state.restarts import POLICY
 from xenstore_state.succession import SIGNALS
-from xenstore_state.survival import Survival, forget, let_go
+from xenstore_state.survival import Survival, forget, let_go, remove
 from xenstored import guardian, service
 from xenstored.comeback import BOX, EVENTS, LISTENER, CannotStart, ComeBack, Inherited, come_back, inherit, make_ours
 from xenstored.linux_xen import LinuxXen
@@ -104,7 +104,7 @@ def _serve(options: Options, hypervisor: Hypervisor | None, pipe: int, inherited
         goes_on = False
     finally:
         for name in made if not goes_on else ():
-            _remove(name)
+            remove(name)
         if pid_file >= 0:
             os.close(pid_file)
 
@@ -233,7 +233,7 @@ def _listener(options: Options, inherited: Inherited) -> socket.socket:
 
 def _listen(path: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    _remove(path)
+    remove(path)
     mask = os.umask(0o177)
     try:
         listener.bind(path)
@@ -259,13 +259,6 @@ def _configure(keeper: Keeper, options: Options) -> None:
         settings.insert(TRACE_FILE, os.path.join("/var/lib/xen/xenstore", options.trace_file))
     for switch, on in options.trace_switches.items():
         settings.insert(TRACE_SWITCH + switch, "on" if on else "off")
-
-
-def _remove(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
 
 
 if __name__ == "__main__":
