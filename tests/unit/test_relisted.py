@@ -251,3 +251,16 @@ def test_who_stands_by_follows(tmp_path: Path) -> None:
         same(fork.turn(), fork, digest=False)
     finally:
         fork.close()
+
+
+def test_state_loses_a_snapshot_when_logic_does(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """State opens a savepoint for each record: what is overwritten again and again counts once all the same."""
+    monkeypatch.setattr(tree_module, "IMAGES_MAX", 1000)
+    monkeypatch.setattr(tree_module, "IMAGES_BYTES", 20_000)
+    world.do(WRITE, 0, b"/p", b"x" * 2000)
+    for _ in range(20):
+        world.do(MKDIR, 0, b"/p/child")
+        world.do(RM, 0, b"/p/child")
+    world.do(MKDIR, 0, b"/d/new")
+    assert world.do(DIRECTORY, 1, b"/d") == [b"old"]
+    assert told(world.state.store) == told(world.logic)
