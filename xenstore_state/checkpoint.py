@@ -22,7 +22,7 @@ from xenstore_state.transactions import Seen, Transaction
 from xenstore_state.tree import Node, Parts, Tree
 
 MAGIC: Final = b"XOARCKPT"
-VERSION: Final = 2
+VERSION: Final = 3
 _FRONT: Final = struct.Struct("=8sIIQ")
 """Magic, version, CRC-32 and length of what follows."""
 
@@ -150,14 +150,16 @@ def _connection(by: Connection) -> tuple[Any, ...]:
 
 def _transaction(t: Transaction) -> dict[str, Any]:
     kept = t.kept()
-    kept["seen"] = [
-        (
-            parts,
-            None if seen is None else (seen.node is not None, seen.value, seen.acl, seen.generation, seen.children()),
-        )
-        for parts, seen in t.seen.items()
-    ]
+    kept["seen"] = [(parts, _seen(t.tree, seen) if seen is not None else None) for parts, seen in t.seen.items()]
     return kept
+
+
+def _seen(tree: Tree, seen: Seen) -> tuple[bool, bytes, Acl, int, list[bytes] | None]:
+    """With its children's names as it will be listed unless the ledger says otherwise; None if that depends on what comes."""
+    names = seen.then()
+    if names is None and tree.find(seen.parts) is not seen.node:  # it is gone, and stays as it is
+        names = seen.now()
+    return seen.node is not None, seen.value, seen.acl, seen.generation, names
 
 
 # ---- back
@@ -230,8 +232,10 @@ def _restore_transaction(store: Store, by: Connection, kept: dict[str, Any]) -> 
             seen[parts] = None
             continue
         existed, value, acl, generation, names = fields
-        node = (store.tree.find(parts) or Node(value, acl, generation)) if existed else None
-        seen[parts] = Seen.restored(parts, node, value, acl, generation, list(names))
+        node = None
+        if existed:  # with names, it does not matter which one it is: it may be gone, or another one in its place
+            node = (store.tree.find(parts) if names is None else None) or Node(value, acl, generation)
+        seen[parts] = Seen.restored(parts, node, value, acl, generation, None if names is None else list(names))
     transaction = Transaction.restored(store.tree, by.subject, kept, seen)
     store.items.transactions.insert((by.id, transaction.tx_id), transaction)
     by.transactions[transaction.tx_id] = transaction

@@ -24,7 +24,7 @@ from recovery_box.journal import Consumer, JournalCorrupt
 from recovery_box.lanes import output_made
 from recovery_box.prctl import adopt_orphans
 from xenstore_state import divergence
-from xenstore_state.effects import ABOUT_RING, CLOSE, DIGEST, ENDS_DOMAIN, GONE, RESTART, Diverged
+from xenstore_state.effects import ABOUT_RING, CLOSE, DIGEST, DIRECTORY, ENDS_DOMAIN, GONE, RESTART, Diverged
 from xenstore_state.guarded import Guarded
 from xenstore_state.hypervisor import Hypervisor
 from xenstore_state.reception import Reception
@@ -329,6 +329,8 @@ class Keeper:
                     continue  # applied by a State that died before it could say so
                 record = self._applier.apply(body, self._check_pin if self._pinned else None)
                 if self._survival is not None:
+                    if record.kind == DIRECTORY:
+                        self._survival.listed(self.store, record.connection, record.arguments[0])
                     self._survival.record(self._consumer.taken, body, self._made)
                     self._made = {}
                 if self.store.closed:

@@ -16,6 +16,7 @@ from xenstore_state.effects import ENDS_DOMAIN, GONE, Diverged
 from xenstore_state.records import Applier, BadRecord, Record, decode
 from xenstore_state.restarts import Kept
 from xenstore_state.store import Store
+from xenstore_state.transactions import Transaction
 
 FAILURES: Final = (BadRecord, Diverged, ItemError, LookupError, ValueError, TypeError, msgpack.UnpackException)
 """What an entry that cannot be repeated ends in."""
@@ -111,6 +112,10 @@ class Repetition:
         elif kind == survival.SEGMENTED:
             sequence, piece, made = fields
             self._record(sequence, b"".join(part for _, part in known.staged) + piece, made)
+        elif kind == survival.RELISTED:
+            identity, tx_id, parts, names = fields
+            transaction: Transaction = store.items.transactions.find((identity, tx_id))
+            transaction.list_as(parts, list(names))
         elif kind == survival.ACCEPTED:
             identity, slot, fd = fields
             store.connect(Connection(identity, slot, fd, PRIVILEGED, privileged=True, socket=True))

@@ -31,6 +31,7 @@ from xenstore_state import checkpoint
 from xenstore_state.domains import Offer
 from xenstore_state.restarts import Consequences
 from xenstore_state.store import Store
+from xenstore_state.transactions import Transaction
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,9 @@ RESTARTED: Final = 9
 """Kind of a Logic's death, consequences (`Restarts.consequences`)."""
 NOTED: Final = 10
 """A line for the operator's list of restarts."""
+RELISTED: Final = 11
+"""Connection id, transaction id, names that lead to a node, names of its children as the transaction lists it from now on: its
+snapshot was lost, and whoever repeats this may have other ones."""
 CONNECTION: Final = "c"
 """What a connection's descriptor is kept as."""
 _ATTEMPTS: Final = "attempts"
@@ -159,6 +163,13 @@ class Survival:
             self._note((RECORD, sequence, body, made))
         else:  # all but the last piece stand there already
             self._note((SEGMENTED, sequence, body[(len(body) - 1) // SEGMENT_MAX * SEGMENT_MAX :], made))
+
+    def listed(self, store: Store, number: int, tx_id: int) -> None:
+        """A record was applied by which a connection lists a node in a transaction, and will be noted next."""
+        transaction: Transaction | None = store.items.transactions.get((number, tx_id))
+        relisted = transaction.take_relisted() if transaction is not None else None
+        if relisted is not None:
+            self._note((RELISTED, number, tx_id, *relisted))
 
     def segment(self, sequence: int, piece: bytes) -> None:
         """A piece of a record was read."""

@@ -45,28 +45,33 @@ class Seen:
         self.node = node
         self.snapshot = snapshot
         self.names: list[bytes] | None = None
+        """Of its children, once they were asked for: the answer stays the same."""
         self.acl: Acl = ()
         if node is not None:
             self.value, self.acl, self.generation = node.value, node.acl, node.generation
         else:
             self.value, self.generation = b"", 0
 
-    def children(self) -> list[bytes]:
-        """Names of its children at that time; at any other time when that is lost: commit will ask again."""
-        if self.names is None:
-            if self.node is None:
-                return []
-            try:
-                self.names = self.snapshot.children(self.node) if self.snapshot is not None else []
-            except SnapshotLost:
-                self.names = list(self.node.children or ())
-        return self.names
+    def then(self) -> list[bytes] | None:
+        """Names of its children at that time, or None if that is lost."""
+        if self.names is not None:
+            return self.names
+        if self.node is None:
+            return []
+        try:
+            return self.snapshot.children(self.node) if self.snapshot is not None else None
+        except SnapshotLost:
+            return None
+
+    def now(self) -> list[bytes]:
+        """Names of the children that it has now, or had when it was removed."""
+        return list(self.node.children or ()) if self.node is not None else []
 
     @classmethod
     def restored(
-        cls, parts: Parts, node: Node | None, value: bytes, acl: Acl, generation: int, names: list[bytes]
+        cls, parts: Parts, node: Node | None, value: bytes, acl: Acl, generation: int, names: list[bytes] | None
     ) -> "Seen":
-        """As it was, from a checkpoint."""
+        """As it was, from a checkpoint.  Without names, `node` is the one that was seen."""
         seen = cls(parts, node, None)
         seen.value, seen.acl, seen.generation, seen.names = value, acl, generation, names
         return seen
@@ -92,6 +97,7 @@ class Transaction(View):
         "_changes",
         "_hidden",
         "_limit",
+        "_relisted",
         "_since",
         "_size",
         "_snapshots",
@@ -126,6 +132,8 @@ class Transaction(View):
         """Names of changed nodes by parent, in order of creation."""
         self._hidden: set[Parts] = set()
         """Roots of live subtrees that the transaction removed."""
+        self._relisted: Seen | None = None
+        """What was last listed as it was at that moment, not at its first access; for `take_relisted`."""
         self.log: list[Asked] = []
         self._size = 0
         self._snapshots: list[Snapshot] = []
@@ -153,7 +161,7 @@ class Transaction(View):
 
     @classmethod
     def restored(cls, tree: Tree, who: Subject, kept: dict[str, Any], seen: dict[Parts, Seen | None]) -> "Transaction":
-        """The same again, from `kept`.  Its snapshots are gone; what had not been listed by then is listed live."""
+        """The same again, from `kept`.  Its snapshots are gone; what they could not tell any more is listed live."""
         transaction = cls(kept["tx_id"], tree, kept["limit"], who)
         transaction.seen = seen
         for parts, value, acl, asked in kept["changes"]:
@@ -168,6 +176,21 @@ class Transaction(View):
         transaction.doomed, transaction.created, transaction.stale = kept["flags"]
         who.held += transaction.held
         return transaction
+
+    def take_relisted(self) -> tuple[Parts, list[bytes]] | None:
+        """The node that was listed last, and its children's names, if its snapshot was lost: the names depend on when that was.
+
+        Given out once.
+        """
+        seen, self._relisted = self._relisted, None
+        return (seen.parts, seen.names) if seen is not None and seen.names is not None else None
+
+    def list_as(self, parts: Parts, names: list[bytes]) -> None:
+        """A node that it has seen will be listed like this.  Raises LookupError."""
+        seen = self.seen[parts]
+        if seen is None:
+            raise LookupError(f"nothing is remembered about {parts!r:.200}")
+        seen.names = names
 
     # ---- looking
 
@@ -215,7 +238,7 @@ class Transaction(View):
 
     def children(self, parts: Parts) -> list[bytes]:
         """Names of the children of an existing node."""
-        names = self._touch(parts).children() if not self._is_hidden(parts) else []
+        names = self._listed(self._touch(parts)) if not self._is_hidden(parts) else []
         hidden, below = self._hidden, self._below.get(parts)
         if hidden:
             names = [name for name in names if (*parts, name) not in hidden]
@@ -223,6 +246,15 @@ class Transaction(View):
             return names
         there = set(names)
         return names + [name for name in below if name not in there]
+
+    def _listed(self, seen: Seen) -> list[bytes]:
+        """Names of a node's children at its first access; at any other time when that is lost: commit will ask again."""
+        names = seen.then()
+        if names is None:
+            names = seen.now()
+            self._relisted = seen
+        seen.names = names
+        return names
 
     def some_children(self, parts: Parts) -> Iterable[bytes]:
         """Names of children, those that the transaction made first."""

@@ -314,7 +314,7 @@ class Tree:
         if key not in images:
             images[key] = before
             epoch.count += 1
-            epoch.size += len(key or b"") + (len(before[0]) if isinstance(before, tuple) else 0)
+            epoch.size += _image_size(key, before)
             self._bound(epoch)
 
     def _bound(self, epoch: _Epoch) -> None:
@@ -389,7 +389,7 @@ class Tree:
                 if key not in kept:
                     kept[key] = before
                     older.count += 1
-        older.size += epoch.size
+                    older.size += _image_size(key, before)
         for domid, account in epoch.accounts.items():
             older.accounts.setdefault(domid, account)
         self._bound(older)
@@ -397,6 +397,10 @@ class Tree:
             older.images.clear()
             older.count = older.size = 0
         del epochs[at]
+
+
+def _image_size(key: bytes | None, before: Fields | Node | None) -> int:
+    return len(key or b"") + (len(before[0]) if isinstance(before, tuple) else 0)
 
 
 class Snapshot:

@@ -163,7 +163,8 @@ def described(store: Store) -> list[object]:
         [fields(node) for node in walk(store.tree.root)],
         store.tree.generation,
         store.watches.count,
-        [(c.id, c.slot, c.fd, c.domid, list(c.watches), list(c.transactions)) for c in store.items.connections],
+        [(c.id, c.slot, c.fd, c.domid, list(c.watches)) for c in store.items.connections],
+        [(t.tx_id, list(t.seen), t.log) for t in store.items.transactions],
         [(d.domid, d.unique_id, d.introduced, dict(d.quotas)) for d in store.domains.known],
         dict(store.domains.offers),
     ]

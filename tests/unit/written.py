@@ -50,9 +50,14 @@ class State:
         return encode((1, 0, kind, arguments, "", generation, outputs))
 
     def do(self, kind: int, *arguments: object, outputs: tuple[object, ...] = ()) -> None:
-        body = self.record(kind, *arguments, outputs=outputs)
-        self.applier.apply(body)
+        self.apply(self.record(kind, *arguments, outputs=outputs))
+
+    def apply(self, body: bytes) -> None:
+        """What State does with a record."""
+        record = self.applier.apply(body)
         self.sequence += 1
+        if record.kind == effects.DIRECTORY:
+            self.survival.listed(self.store, record.connection, record.arguments[0])
         self.survival.record(self.sequence, body, self.made)
         self.made = {}
 
