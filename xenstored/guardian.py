@@ -39,7 +39,7 @@ class Guardian(FdStore):
         super().__init__(connected)
         self._life = life
         self._pid = pid
-        self._oom_score = oom_score("self")
+        self._oom_score = oom_score(str(pid))
         try:
             self._process = os.pidfd_open(pid)
         except OSError:  # it is dead already; the socket says so
