@@ -5,7 +5,8 @@ notes whom it made output for; then everything made goes out.  Per request: hand
 has an effect (`journal`), copy the output into the regions, store one word that says so.  A death between any two of these
 steps is made good by the next Logic (`recover`).
 
-A connection whose peer does not read is not read from until its output has gone; others do not notice.
+A connection whose peer does not read is not read from until its output has gone; others do not notice.  One whose peer says
+nothing more is closed when everything that came before is answered, and the answers have gone.
 Knows no protocol beyond the header, and nothing of where the box and the descriptors come from; what is particular to rings
 is in `rings`.
 """
@@ -281,7 +282,7 @@ class Loop:
             return True
         if channel.bound and self.rings is not None:
             return not self.rings.gate.may_go(channel)
-        if not self.is_crowded(channel):
+        if not (channel.unread if channel.ring is None else self.is_crowded(channel)):
             return False
         self._dirty[channel] = None  # sending will say for what to wait
         return True
@@ -321,7 +322,8 @@ class Loop:
                     return
             elif got == 0:
                 self.work(channel)
-                self.close(channel)
+                if not (channel.waiting or channel.unread):  # else the end is met again when that is done
+                    self.close(channel)
                 return
         if mask & _GONE:
             self.close(channel)
@@ -599,7 +601,7 @@ class Loop:
                 if lane.fill != lane.head:
                     self._ready[channel] = None
             else:
-                self._watch_for(channel, _OUT if by.pending.chunks or lane.room < MESSAGE_MAX else _IN | _OUT)
+                self._watch_for(channel, _OUT)
 
     def _watch_for(self, channel: Channel, interest: int) -> None:
         if channel.interest != interest and not channel.connection.closed:
