@@ -277,8 +277,7 @@ class Loop:
         What was received meanwhile stands in the region: the next Logic finds that there is something.
         """
         if channel in self._penalized:
-            if channel.ring is None:
-                self._watch_for(channel, 0)
+            self._listen_less(channel)
             return True
         if channel.bound and self.rings is not None:
             return not self.rings.gate.may_go(channel)
@@ -354,6 +353,7 @@ class Loop:
             op, req_id, tx_id, payload = frame
             if self._penalized and channel in self._penalized:
                 channel.waiting = True
+                self._listen_less(channel)
                 return
             if bound and self.rings is not None and not self.rings.gate.may_go(channel):
                 channel.waiting = True
@@ -597,11 +597,16 @@ class Loop:
             if done and channel.interest == _IN:
                 continue
             if done:
-                self._watch_for(channel, _IN)
+                self._watch_for(channel, 0 if channel in self._penalized else _IN)
                 if lane.fill != lane.head:
                     self._ready[channel] = None
             else:
                 self._watch_for(channel, _OUT)
+
+    def _listen_less(self, channel: Channel) -> None:
+        """Whoever is not served for now is not heard either: what it says next would be there at every look."""
+        if channel.ring is None:
+            self._watch_for(channel, _OUT if channel.unread else 0)
 
     def _watch_for(self, channel: Channel, interest: int) -> None:
         if channel.interest != interest and not channel.connection.closed:
