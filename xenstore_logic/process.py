@@ -117,7 +117,11 @@ def run_logic(inheritance: Inheritance) -> int:
     loop.punish(inheritance.penalties)
     turns = _pinned_turns(loop, inheritance.line, policy) if policy.alone else None
     loop.recover(inheritance.last, inheritance.begun)
-    return _serve_alone(loop, turns) if turns is not None else (guest or Guest()).run(loop)
+    if turns is None:
+        return (guest or Guest()).run(loop)
+    if guest is not None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # trio has begun, and hears nothing where it is not run
+    return _serve_alone(loop, turns)
 
 
 def _rehearse() -> None:
