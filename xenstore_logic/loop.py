@@ -23,7 +23,7 @@ from protocol.errors import StoreError
 from protocol.ops import Op
 from protocol.ring import ERROR_COMM
 from protocol.wire import HEADER, HEADER_SIZE, MESSAGE_MAX, PAYLOAD_MAX, messages
-from recovery_box.box import REGION_SIZE, W_ACTIVE, W_ASLEEP, W_BEAT, Box
+from recovery_box.box import REGION_SIZE, W_ACTIVE, W_ASLEEP, W_BEAT, W_LAST, Box
 from recovery_box.custody import shut_down
 from recovery_box.items import Chunk, Connection
 from recovery_box.journal import Producer
@@ -238,8 +238,29 @@ class Loop:
         if rings is not None and rings.taken:
             rings.unmask()
 
-    def poll(self, timeout: float) -> list[tuple[Channel, int]]:
-        """Half a turn: waits, does whatever concerns no request, and says which connections are ready, with epoll's mask."""
+    def first_turn(self) -> None:
+        """A turn that goes on with whose turn it is after the last Logic's.
+
+        The set is a new one, and shows first whom the last one showed first; and Logic may live for no more than one turn.
+        """
+        found = self.poll(0.0, self.words[W_LAST])
+        if found:
+            self.words[W_LAST] = found[-1][0].connection.id
+        for channel, mask in found:
+            if not channel.connection.closed:
+                self.serve(channel, mask)
+        for channel in self.take_ready():
+            if not channel.connection.closed:
+                self.work(channel)
+        self.flush()
+        if self.rings is not None and self.rings.taken:
+            self.rings.unmask()
+
+    def poll(self, timeout: float, last: int) -> list[tuple[Channel, int]]:
+        """Half a turn: waits, does whatever concerns no request, and says which connections are ready, with epoll's mask.
+
+        Of more than one turn serves, those that come after `last` (a connection id).
+        """
         self.words[W_BEAT] += 1
         if self._ready:
             timeout = 0.0
@@ -248,7 +269,8 @@ class Loop:
         if self._penalized:
             self._forgive()
         found, called = [], []
-        for fd, mask in self._epoll.poll(timeout, BATCH):
+        ready = self._epoll.poll(timeout, BATCH + len(self._by_fd) + len(self._sleeping))
+        for fd, mask in ready if len(ready) <= BATCH else self._whose_turn(ready, last):
             channel = self._by_fd.get(fd)
             if channel is None and fd in self._sleeping:
                 channel = self.channel(self._sleeping[fd])
@@ -261,6 +283,14 @@ class Loop:
         if self.rings is not None and self.rings.timed:
             self.rings.look_at_clock()
         return found
+
+    def _whose_turn(self, ready: list[tuple[int, int]], last: int) -> list[tuple[int, int]]:
+        """As many connections as one turn serves, and whatever else there is."""
+        ids = {fd: self._by_fd[fd].connection.id for fd, _ in ready if fd in self._by_fd}
+        ids |= {fd: self._sleeping[fd].id for fd, _ in ready if fd in self._sleeping}
+        connections = [event for event in ready if event[0] in ids]
+        connections.sort(key=lambda event: (ids[event[0]] <= last, ids[event[0]]))
+        return connections[:BATCH] + [event for event in ready if event[0] not in ids]
 
     def take_ready(self) -> list[Channel]:
         """Channels with whole requests left over; whoever takes one serves it, or leaves it to the next Logic."""
