@@ -47,6 +47,8 @@ W_PINNED: Final = 13
 """Id of the connection that was last served alone: others come before it."""
 W_FOLLOWED: Final = 14
 """Sequence number of the last record that whoever stands by has followed."""
+W_LAST: Final = 15
+"""Id of the connection that was the last in its turn when more were ready than one turn serves: others come before it."""
 W_TAIL: Final = 16
 """Consumer's index of the journal."""
 W_ASLEEP: Final = 24

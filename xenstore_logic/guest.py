@@ -59,7 +59,7 @@ class Guest:
         self._loop = loop
         retirement = Retirement(loop)
         loop.flush()
-        loop.turn(0)
+        loop.first_turn()
         reason = retirement.reason()
         if reason is not None:
             return reason

@@ -5,7 +5,8 @@ notes whom it made output for; then everything made goes out.  Per request: hand
 has an effect (`journal`), copy the output into the regions, store one word that says so.  A death between any two of these
 steps is made good by the next Logic (`recover`).
 
-A connection whose peer does not read is not read from until its output has gone; others do not notice.
+A connection whose peer does not read is not read from until its output has gone; others do not notice.  One whose peer says
+nothing more is closed when everything that came before is answered, and the answers have gone.
 Knows no protocol beyond the header, and nothing of where the box and the descriptors come from; what is particular to rings
 is in `rings`.
 """
@@ -22,7 +23,7 @@ from protocol.errors import StoreError
 from protocol.ops import Op
 from protocol.ring import ERROR_COMM
 from protocol.wire import HEADER, HEADER_SIZE, MESSAGE_MAX, PAYLOAD_MAX, messages
-from recovery_box.box import REGION_SIZE, W_ACTIVE, W_ASLEEP, W_BEAT, Box
+from recovery_box.box import REGION_SIZE, W_ACTIVE, W_ASLEEP, W_BEAT, W_LAST, Box
 from recovery_box.custody import shut_down
 from recovery_box.items import Chunk, Connection
 from recovery_box.journal import Producer
@@ -237,8 +238,29 @@ class Loop:
         if rings is not None and rings.taken:
             rings.unmask()
 
-    def poll(self, timeout: float) -> list[tuple[Channel, int]]:
-        """Half a turn: waits, does whatever concerns no request, and says which connections are ready, with epoll's mask."""
+    def first_turn(self) -> None:
+        """A turn that goes on with whose turn it is after the last Logic's.
+
+        The set is a new one, and shows first whom the last one showed first; and Logic may live for no more than one turn.
+        """
+        found = self.poll(0.0, self.words[W_LAST])
+        if found:
+            self.words[W_LAST] = found[-1][0].connection.id
+        for channel, mask in found:
+            if not channel.connection.closed:
+                self.serve(channel, mask)
+        for channel in self.take_ready():
+            if not channel.connection.closed:
+                self.work(channel)
+        self.flush()
+        if self.rings is not None and self.rings.taken:
+            self.rings.unmask()
+
+    def poll(self, timeout: float, last: int) -> list[tuple[Channel, int]]:
+        """Half a turn: waits, does whatever concerns no request, and says which connections are ready, with epoll's mask.
+
+        Of more than one turn serves, those that come after `last` (a connection id).
+        """
         self.words[W_BEAT] += 1
         if self._ready:
             timeout = 0.0
@@ -247,7 +269,8 @@ class Loop:
         if self._penalized:
             self._forgive()
         found, called = [], []
-        for fd, mask in self._epoll.poll(timeout, BATCH):
+        ready = self._epoll.poll(timeout, BATCH + len(self._by_fd) + len(self._sleeping))
+        for fd, mask in ready if len(ready) <= BATCH else self._whose_turn(ready, last):
             channel = self._by_fd.get(fd)
             if channel is None and fd in self._sleeping:
                 channel = self.channel(self._sleeping[fd])
@@ -260,6 +283,14 @@ class Loop:
         if self.rings is not None and self.rings.timed:
             self.rings.look_at_clock()
         return found
+
+    def _whose_turn(self, ready: list[tuple[int, int]], last: int) -> list[tuple[int, int]]:
+        """As many connections as one turn serves, and whatever else there is."""
+        ids = {fd: self._by_fd[fd].connection.id for fd, _ in ready if fd in self._by_fd}
+        ids |= {fd: self._sleeping[fd].id for fd, _ in ready if fd in self._sleeping}
+        connections = [event for event in ready if event[0] in ids]
+        connections.sort(key=lambda event: (ids[event[0]] <= last, ids[event[0]]))
+        return connections[:BATCH] + [event for event in ready if event[0] not in ids]
 
     def take_ready(self) -> list[Channel]:
         """Channels with whole requests left over; whoever takes one serves it, or leaves it to the next Logic."""
@@ -276,12 +307,11 @@ class Loop:
         What was received meanwhile stands in the region: the next Logic finds that there is something.
         """
         if channel in self._penalized:
-            if channel.ring is None:
-                self._watch_for(channel, 0)
+            self._listen_less(channel)
             return True
         if channel.bound and self.rings is not None:
             return not self.rings.gate.may_go(channel)
-        if not self.is_crowded(channel):
+        if not (channel.unread if channel.ring is None else self.is_crowded(channel)):
             return False
         self._dirty[channel] = None  # sending will say for what to wait
         return True
@@ -321,7 +351,8 @@ class Loop:
                     return
             elif got == 0:
                 self.work(channel)
-                self.close(channel)
+                if not (channel.waiting or channel.unread):  # else the end is met again when that is done
+                    self.close(channel)
                 return
         if mask & _GONE:
             self.close(channel)
@@ -352,6 +383,7 @@ class Loop:
             op, req_id, tx_id, payload = frame
             if self._penalized and channel in self._penalized:
                 channel.waiting = True
+                self._listen_less(channel)
                 return
             if bound and self.rings is not None and not self.rings.gate.may_go(channel):
                 channel.waiting = True
@@ -595,11 +627,16 @@ class Loop:
             if done and channel.interest == _IN:
                 continue
             if done:
-                self._watch_for(channel, _IN)
+                self._watch_for(channel, 0 if channel in self._penalized else _IN)
                 if lane.fill != lane.head:
                     self._ready[channel] = None
             else:
-                self._watch_for(channel, _OUT if by.pending.chunks or lane.room < MESSAGE_MAX else _IN | _OUT)
+                self._watch_for(channel, _OUT)
+
+    def _listen_less(self, channel: Channel) -> None:
+        """Whoever is not served for now is not heard either: what it says next would be there at every look."""
+        if channel.ring is None:
+            self._watch_for(channel, _OUT if channel.unread else 0)
 
     def _watch_for(self, channel: Channel, interest: int) -> None:
         if channel.interest != interest and not channel.connection.closed:

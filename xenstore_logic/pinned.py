@@ -10,7 +10,7 @@ import select
 from collections.abc import Callable
 from typing import Final
 
-from recovery_box.box import W_PINNED
+from recovery_box.box import W_LAST, W_PINNED
 from recovery_box.items import Connection
 from xenstore_logic.channels import Channel
 from xenstore_logic.loop import BEAT_SECONDS, Loop
@@ -42,7 +42,9 @@ class PinnedTurns:
     def turn(self) -> bool:
         """One turn; whether somebody was served alone, and this Logic is over."""
         loop, rings = self._loop, self._loop.rings
-        readable = loop.poll(BEAT_SECONDS)
+        readable = loop.poll(BEAT_SECONDS, self._words[W_LAST if self._guests_only else W_PINNED])
+        if self._guests_only and readable:
+            self._words[W_LAST] = readable[-1][0].connection.id
         for channel, mask in readable:
             if mask & _OUT:
                 loop.mark(channel)

@@ -98,6 +98,8 @@ def run_logic(inheritance: Inheritance) -> int:
     loop = Loop(core, inheritance.box, inheritance.producer(), inheritance.epoll, inheritance.wake)
     loop.poison = inheritance.poison
     loop.inherit(inheritance.sockets)
+    policy = Policy.of(core.store.items.settings)
+    begin = loop.add if policy.alone == "all" else loop.welcome  # nothing is read of whom nobody has pinned
 
     def take() -> None:
         given = inheritance.handover.take()
@@ -106,17 +108,20 @@ def run_logic(inheritance: Inheritance) -> int:
             connection = Connection(number, slot, fd, domid, domid == PRIVILEGED, True)
             core.store.connect(connection)
             core.trace.thing("CREATE", "connection", connection)
-            loop.welcome(connection)
+            begin(connection)
 
     loop.listen_to(inheritance.handover.worker_fd, take)
     if host is not None:
         Rings(loop, host, inheritance.box).listen()
     core.history, core.guarded = inheritance.history, inheritance.guarded
     loop.punish(inheritance.penalties)
-    policy = Policy.of(core.store.items.settings)
     turns = _pinned_turns(loop, inheritance.line, policy) if policy.alone else None
     loop.recover(inheritance.last, inheritance.begun)
-    return _serve_alone(loop, turns) if turns is not None else (guest or Guest()).run(loop)
+    if turns is None:
+        return (guest or Guest()).run(loop)
+    if guest is not None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # trio has begun, and hears nothing where it is not run
+    return _serve_alone(loop, turns)
 
 
 def _rehearse() -> None:

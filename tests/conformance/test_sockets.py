@@ -85,6 +85,15 @@ def test_the_end_of_the_stream_in_a_message_closes_the_connection(client: Client
     assert other.read("/tool") == b""
 
 
+def test_whatever_came_before_the_end_of_the_stream_is_done(client: Client, other: Client, node: str) -> None:
+    """core.c:main: the end is met when everything before it was read"""
+    number = 300
+    client.send_raw(b"".join(pack(Op.WRITE, strings(f"{node}/{n}")) for n in range(number)))
+    client.sock.shutdown(socket.SHUT_WR)
+    assert client.is_closed_by_daemon()
+    assert len(other.children(node)) == number
+
+
 def test_a_reply_repeats_type_request_id_and_transaction_id(client: Client) -> None:
     """core.c:send_reply"""
     tx = client.start()

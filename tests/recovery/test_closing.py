@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.conformance.wire import Client, Op, strings
-from tests.oracle.daemons import OurDaemon
+import pytest
+
+from tests.conformance.processes import IDLE, cpu_share
+from tests.conformance.wire import Client, Op, pack, strings
+from tests.oracle.daemons import OurDaemon, short_run_dir
 from tests.recovery.boxview import BoxView
 from tests.recovery.killer import Killer
 from tests.recovery.logic import PATIENCE, kill_logic, state_stopped, stopped, wait_for_logic, wait_for_restarts
@@ -171,3 +175,78 @@ def test_slots_and_descriptors_are_used_again_while_logic_is_killed_again_and_ag
         assert len(client.children("/served")) == served
     assert slots_used(daemon) < 3 * at_once + (daemon.xen_dir is not None), "slots are not used again"
     wait_for_restarts(daemon, killer.kills)
+
+
+POLICIES = ["on-crash", "every=0.02", "after=1", "per-request", "per-request=guests"]
+PIPELINED = 300
+
+
+def writes(name: str) -> bytes:
+    return b"".join(pack(Op.WRITE, strings(f"/{name}/{n}"), req_id=n) for n in range(PIPELINED))
+
+
+def answers(client: Client) -> list[int]:
+    """Whom the daemon has answered when it hangs up."""
+    assert client.is_closed_by_daemon()
+    assert client.pending == b"", "a torn reply"
+    return [message.req_id for message in client.arrived]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_who_says_nothing_more_has_everything_answered(policy: str) -> None:
+    with (
+        short_run_dir() as run_dir,
+        OurDaemon(run_dir, ["--restart", policy]) as daemon,
+        Client(daemon.socket) as other,
+    ):
+        with Client(daemon.socket) as client:
+            client.send_raw(writes("done"))
+            client.sock.shutdown(socket.SHUT_WR)
+            assert answers(client) == list(range(PIPELINED))
+        assert len(other.children("/done")) == PIPELINED
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_who_says_nothing_more_may_read_late_and_keeps_nobody_busy(policy: str) -> None:
+    with (
+        short_run_dir() as run_dir,
+        OurDaemon(run_dir, ["--restart", policy]) as daemon,
+        Client(daemon.socket) as other,
+    ):
+        other.write("/value", b"v" * 4000)
+        with Client(daemon.socket) as client:
+            client.send_raw(pack(Op.READ, b"/value\0") * PIPELINED)  # a megabyte of replies
+            client.sock.shutdown(socket.SHUT_WR)
+            if "every" not in policy:
+                time.sleep(0.5)
+                before = daemon.logic_pid()
+                assert cpu_share([before]) < IDLE
+                assert daemon.logic_pid() == before, "one Logic after another"
+            assert len(answers(client)) == PIPELINED
+        assert other.read("/value") == b"v" * 4000
+
+
+def test_who_says_nothing_more_before_logic_dies_has_everything_done_once(daemon: OurDaemon) -> None:
+    with Client(daemon.socket) as other, Client(daemon.socket) as client:
+        other.watch("/done", "token")
+        with stopped(daemon) as logic:
+            client.send_raw(writes("done"))
+            client.sock.shutdown(socket.SHUT_WR)
+            logic.kill()
+        for _ in range(3):
+            kill_logic(daemon)
+        assert answers(client) == list(range(PIPELINED))
+        assert [event.path for event in other.events_so_far()] == [b"/done/%d" % n for n in range(PIPELINED)]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_who_says_nothing_more_nor_reads_is_forgotten_when_it_is_gone(policy: str) -> None:
+    with short_run_dir() as run_dir, OurDaemon(run_dir, ["--restart", policy]) as daemon:
+        before = at_rest(daemon)
+        with Client(daemon.socket) as client:
+            client.write("/value", b"v" * 4000)
+            client.send_raw(pack(Op.READ, b"/value\0") * PIPELINED)
+            client.sock.shutdown(socket.SHUT_WR)
+            time.sleep(0.2)
+            assert held(daemon).connections == before.connections + 1
+        settles_at(daemon, before)

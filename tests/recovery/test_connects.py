@@ -14,6 +14,7 @@ from tests.conformance.processes import highest_descriptor
 from tests.conformance.wire import Client
 from tests.oracle.daemons import OurDaemon, short_run_dir
 from tests.recovery.logic import PATIENCE, kill_logic, restarts, wait_for_restarts
+from tests.recovery.test_restarts import comes_to_rest
 from tests.recovery.test_state_dies import kill_state
 
 MANY = 1000
@@ -63,6 +64,7 @@ def test_a_state_that_may_open_few_files_serves_as_many_as_it_can(policy: str) -
         daemon = stack.enter_context(OurDaemon(run_dir, ["--restart", policy]))
         first = stack.enter_context(Client(daemon.socket))
         assert first.read("/tool/xenstored") == b""
+        comes_to_rest(daemon)
         limit = highest_descriptor(daemon.pids()[:2]) + 10
         for pid in daemon.pids():
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, limit))

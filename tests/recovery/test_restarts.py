@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,8 @@ from tests.conformance.processes import STANDS_BY, anonymous_bytes, descriptors
 from tests.conformance.wire import Client, Op, WireError, pack, strings
 from tests.conformance.xen import SimulatedXen
 from tests.oracle.daemons import OurDaemon, short_run_dir
+from tests.recovery.boxview import BoxView
+from tests.recovery.logic import stopped
 from xenstore_state.restarts import Policy
 
 PATIENCE = 60.0
@@ -71,6 +73,22 @@ def test_per_request_each_connection_is_served_by_a_logic_of_its_own() -> None:
         assert [event.path for event in other.events_so_far()] == [b"/a"] * 20
         assert counts(one)["planned"] >= 20
         assert "took over" not in daemon.output(), "that would be a line for every request"
+
+
+def test_per_request_who_has_just_come_is_served_alone_too() -> None:
+    """Its first request waits already when Logic gets to know it."""
+    with running("--restart", "per-request") as daemon, Client(daemon.socket) as client, ExitStack() as stack:
+        client.write("/a")
+        comes_to_rest(daemon)
+        before = counts(client)["planned"]
+        with stopped(daemon), BoxView(daemon.pid) as view:
+            known = view.youngest
+            newcomers = [stack.enter_context(Client(daemon.socket)) for _ in range(10)]
+            requests = [one.send(Op.WRITE, strings("/b")) for one in newcomers]
+            wait_until(lambda: view.youngest == known + len(newcomers), "not accepted")
+        for one, request in zip(newcomers, requests, strict=True):
+            assert one.reply(request).payload == b"OK\0"
+        assert counts(client)["planned"] >= before + len(newcomers)
 
 
 def test_half_a_request_is_looked_at_once_and_served_when_it_is_whole() -> None:

@@ -88,6 +88,18 @@ def test_sigterm_stops_even_a_logic_that_stands_still(daemon: OurDaemon) -> None
     assert not daemon.socket.exists()
 
 
+@pytest.mark.parametrize("policy", ["per-request", "per-request=guests"])
+def test_sigterm_stops_a_logic_that_stood_by_for_another_policy(daemon: OurDaemon, policy: str) -> None:
+    with Client(daemon.socket) as client:
+        time.sleep(0.3)  # until somebody stands by
+        client.call(Op.CONTROL, strings("restart-policy", policy))
+        time.sleep(0.3)
+        began = time.monotonic()
+        assert daemon.stop() == 0
+        assert time.monotonic() - began < STOPPED_WITHIN
+    assert "did not end in time" not in daemon.output()
+
+
 def test_sigterm_to_logic_alone_makes_another_one_serve(daemon: OurDaemon) -> None:
     with Client(daemon.socket) as client:
         client.watch("/w", "token")
