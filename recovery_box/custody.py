@@ -29,7 +29,7 @@ OTHERS: Final = 512
 EACH: Final = 4
 """No more descriptors than these are open for the keeper itself and for each connection (a domain's event channel, ...)."""
 
-_libc: Final = ctypes.PyDLL(None)
+_libc: Final = ctypes.PyDLL(None, use_errno=True)
 
 
 class OutOfDescriptors(Exception):
@@ -112,6 +112,13 @@ def release_low_numbers(lowest: int, first: int) -> None:
 def shut_down(fd: int) -> None:
     """The peer sees the end of the stream now, whoever else still holds the descriptor."""
     _libc.shutdown(fd, socket.SHUT_RDWR)
+
+
+def reads_no_more(fd: int) -> bool:
+    """Whether the peer has said that it will not read: what is sent cannot arrive, and there would always be room for it."""
+    return bool(
+        _libc.send(fd, b"", 0, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) < 0 and ctypes.get_errno() == errno.EPIPE
+    )
 
 
 def is_exhaustion(error: OSError) -> bool:

@@ -24,7 +24,7 @@ from protocol.ops import Op
 from protocol.ring import ERROR_COMM
 from protocol.wire import HEADER, HEADER_SIZE, MESSAGE_MAX, PAYLOAD_MAX, messages
 from recovery_box.box import REGION_SIZE, W_ACTIVE, W_ASLEEP, W_BEAT, W_LAST, Box
-from recovery_box.custody import shut_down
+from recovery_box.custody import reads_no_more, shut_down
 from recovery_box.items import Chunk, Connection
 from recovery_box.journal import Producer
 from recovery_box.lanes import M32, BestLane, is_idle, is_incomplete, note_incomplete, output_made
@@ -80,6 +80,8 @@ class Loop:
         """Channels with whole requests left over from their last turn."""
         self._dirty: dict[Channel, None] = {}
         """Channels with output made in this turn."""
+        self.holds = False
+        """Nothing goes out before the end of a turn: somebody must agree first."""
         self.poison: frozenset[tuple[int, int]] = frozenset()
         """(connection id, stream position) of requests that killed Logic too often; they are answered with EIO."""
         self._penalized: dict[Channel, float] = {}
@@ -371,7 +373,7 @@ class Loop:
                 return
             if not bound and ((lane.made - lane.sent) & M32 > _CROWDED or by.pending.chunks):
                 self._dirty[channel] = None
-                if by.pending.chunks or channel.ring is not None or not lane.send():
+                if by.pending.chunks or channel.ring is not None or self.holds or not lane.send():
                     self._wait_for_room(channel)
                     return
             frame = lane.frame(PAYLOAD_MAX)
@@ -618,6 +620,7 @@ class Loop:
                 if self.rings is not None and self.rings.send(channel) and channel.waiting:
                     self._ready[channel] = None
                 continue
+            before = lane.sent
             done = lane.send()
             while done and by.pending.chunks:
                 self.unlink(channel.move_pending())
@@ -630,6 +633,8 @@ class Loop:
                 self._watch_for(channel, 0 if channel in self._penalized else _IN)
                 if lane.fill != lane.head:
                     self._ready[channel] = None
+            elif lane.sent == before and reads_no_more(by.fd):
+                self.close(channel)
             else:
                 self._watch_for(channel, _OUT)
 

@@ -34,6 +34,7 @@ class PinnedTurns:
         self._synchronize = synchronize
         self._guests_only = guests_only
         self._words = loop.words
+        loop.holds = not guests_only
         self._kicked: list[Channel] = []
         if loop.rings is not None:
             loop.rings.kick = self._kicked.append
