@@ -23,7 +23,7 @@ from xenstore_state.hypervisor import Hypervisor
 from xenstore_state.nursery import Nursery, Template
 from xenstore_state.pulse import Pulse
 from xenstore_state.reception import Reception
-from xenstore_state.records import Applier, encode
+from xenstore_state.records import Applier
 from xenstore_state.restarts import ALONE, ASKED, REASONS, Death, Planned, Policy, Restarts
 from xenstore_state.standby import Follower, Reserve, Turn
 from xenstore_state.store import Store
@@ -126,14 +126,12 @@ class Succession:
         self.logic.close()
         self._started = time.monotonic()
         self._first_beat = self._estate.box.words[W_BEAT]
-        if ready is not None and not ready[0].line.entrust(self._turn(ready[1]), (self.epoll_set.fileno(),)):
-            ready[0].end()
-            ready = None
-        if ready is not None:
+        if ready is not None and self._has_its_turn(*ready):
             self.logic = ready[0]
         else:
             if self._estate.hypervisor is not None:
                 self._estate.hypervisor.before_fork()
+            ready = None
             self.logic = self._fork(self.epoll_set, last)
         self._estate.reception.sockets.renew(last)
         self._estate.reception.hand_over_by(self.logic.handover)
@@ -299,21 +297,28 @@ class Succession:
             return True
         return len(mine | logics) == 1
 
-    def _turn(self, newcomers: int) -> bytes:
+    def _has_its_turn(self, worker: Worker, newcomers: int) -> bool:
+        """Gives whoever stood by its turn.  False, and it is ended, if it cannot be told all that it must know."""
+        turn = self._turn(newcomers).packed()
+        if turn is not None and worker.line.entrust(turn, (self.epoll_set.fileno(),)):
+            return True
+        worker.end()
+        return False
+
+    def _turn(self, newcomers: int) -> Turn:
         """What whoever stood by is told when it is its turn."""
         assert self._estate.survival is not None
-        begun, last, place = self._begun(), self._estate.applier.last, self._estate.survival.place
+        begun, place = self._begun(), self._estate.survival.place
         return Turn(
             newcomers,
             (place.number, place.end),
-            encode(last) if last is not None else b"",
             self._estate.consumer.sequence,
             [c.id for c in begun] if begun is not None else None,
             list(self.restarts.poison()),
             self.restarts.penalties(),
             {c.id: c.pending.chunks[0].position for c in self._estate.applier.waiting if c.pending.chunks},
             self.restarts.report(),
-        ).packed()
+        )
 
     def reap_remnants(self) -> None:
         """Whoever was left by a Logic, or wrote something for State, leaves no zombie."""
