@@ -399,8 +399,9 @@ class Succession:
         """Logic is dead: State settles what it published, and the next one begins."""
         died, pid, lived = time.monotonic(), self.logic.pid, time.monotonic() - self._started
         death = self.reap()
-        self._estate.epoll.unregister(self.logic.line.question_fd)  # which a dead Logic would leave readable
         settle()
+        for fd in (self.logic.line.question_fd, self.logic.line.telling_fd, self.logic.handover.keeper_fd):
+            self._estate.epoll.unregister(fd)  # to close it is not enough while somebody else has a copy
         self.distrusted = False
         wait = self.count(death, lived)
         if wait:

@@ -107,3 +107,15 @@ def test_whoever_cannot_be_told_all_that_it_must_know_does_not(line: Line, monke
     assert line.follows() == line.succession.logic.pid != who
     with pytest.raises(ProcessLookupError):
         os.kill(who, 0)
+
+
+def test_nothing_is_heard_of_a_logic_that_is_gone_whoever_has_copies_of_its_descriptors(line: Line) -> None:
+    """Whoever writes a checkpoint has, for as long as that takes: what cannot be unregistered any more would keep State awake."""
+    line.succession.begin()
+    line.serves()
+    logic = line.succession.logic
+    copies = [os.dup(fd) for fd in (logic.line.question_fd, logic.line.telling_fd, logic.handover.keeper_fd)]
+    line.follows()
+    assert line.epoll.poll(0) == []
+    for fd in copies:
+        os.close(fd)
