@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from recovery_box import sibling
 from recovery_box.box import Box
 from recovery_box.journal import Consumer
 from tests.unit.standing import PATIENCE
 from tests.unit.written import State
-from xenstore_state import standby
+from xenstore_state import standby, succession
 from xenstore_state.reception import Reception
+from xenstore_state.restarts import POLICY
 from xenstore_state.succession import Estate, Succession
 from xenstore_state.worker import Inheritance, Worker
 
@@ -62,6 +65,8 @@ class Line:
         return int.from_bytes(os.read(self.said, 4), "little")
 
     def _serve(self, given: Inheritance) -> int:
+        if given.template is not None:
+            given = given.template(given).children()
         if given.stand_by is not None:
             follower = given.stand_by(given)
             turn = None
@@ -119,3 +124,73 @@ def test_nothing_is_heard_of_a_logic_that_is_gone_whoever_has_copies_of_its_desc
     assert line.epoll.poll(0) == []
     for fd in copies:
         os.close(fd)
+
+
+class Short:
+    """A machine on which nothing can be forked for now."""
+
+    def __init__(self, still: Callable[[], bool]) -> None:
+        self._still = still
+        self.tries = 0
+
+    def fork(self) -> int:
+        self.tries += 1
+        if self._still():
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return os.fork()
+
+
+def test_whoever_would_only_stand_by_is_not_waited_for(
+    line: Line, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    line.succession.begin()
+    line.serves()
+    with monkeypatch.context() as patched:
+        short = Short(lambda: True)
+        patched.setattr(succession, "fork", short.fork)
+        while not short.tries:
+            line.succession.have_one_stand_by()
+        line.succession.have_one_stand_by()
+        assert short.tries == 1, "and is put off"
+        line.succession._reserve._due = 0.0
+        line.succession.have_one_stand_by()
+    assert short.tries == 2
+    assert len(caplog.records) == 1
+    assert line.one_stands_by()
+
+
+@pytest.mark.skipif(not sibling.POSSIBLE, reason="the compiled helper that forks siblings is missing")
+def test_whoever_stands_by_makes_room_for_one_that_serves(
+    line: Line, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A template, which forks nobody."""
+    line.state.store.items.settings.insert(POLICY, "per-request")
+    line.succession.begin()
+    line.serves()
+    nursery = line.succession._nursery
+    deadline = time.monotonic() + PATIENCE
+    while not nursery.there:
+        assert time.monotonic() < deadline
+        line.succession.have_one_stand_by()
+    (template,) = nursery.pids
+    os.kill(template, signal.SIGSTOP)
+    short = Short(Path(f"/proc/{template}").exists)
+    monkeypatch.setattr(succession, "fork", short.fork)
+    assert line.follows() == line.succession.logic.pid
+    assert not nursery.there
+    assert short.tries == 2
+    assert [r.getMessage() for r in caplog.records if "cannot be forked" in r.getMessage()] == [
+        "Logic cannot be forked for now: Resource temporarily unavailable"
+    ]
+
+
+def test_while_none_can_be_forked_the_log_says_so_now_and_then(
+    line: Line, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(succession, "FORK_AGAIN", 0.001)
+    line.succession.begin()
+    line.serves()
+    short = Short(lambda: short.tries <= 20)
+    monkeypatch.setattr(succession, "fork", short.fork)
+    line.follows()
+    assert len([r for r in caplog.records if "cannot be forked" in r.getMessage()]) == 1
