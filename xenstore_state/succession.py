@@ -398,7 +398,8 @@ class Succession:
 
     def _write_pid(self) -> None:
         temporary = self._pid_file + ".new"
-        os.close(self._spare)  # there may be no other descriptor left
+        if self._spare >= 0:
+            os.close(self._spare)  # there may be no other descriptor left
         try:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             try:
@@ -408,8 +409,10 @@ class Succession:
             os.replace(temporary, self._pid_file)
         except OSError as e:
             log.error("%s: %s", self._pid_file, e.strerror)
-        finally:
+        try:
             self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._spare = -1  # somebody else was faster, or there is no memory: perhaps the next time
 
     def reap(self) -> Death:
         """Waits for Logic's death; `reap_remnants` leaves nothing of it."""

@@ -194,3 +194,24 @@ def test_while_none_can_be_forked_the_log_says_so_now_and_then(
     monkeypatch.setattr(succession, "fork", short.fork)
     line.follows()
     assert len([r for r in caplog.records if "cannot be forked" in r.getMessage()]) == 1
+
+
+def test_a_pid_that_cannot_be_written_down_costs_nothing(
+    line: Line, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nor does the descriptor that was kept for it, if somebody else has taken it meanwhile."""
+
+    def nothing_is_free(*_: object) -> int:
+        raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+
+    line.succession.begin()
+    line.serves()
+    before = (tmp_path / "logic.pid").read_text()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", nothing_is_free)
+        for _ in range(2):
+            line.follows()
+    assert (tmp_path / "logic.pid").read_text() == before
+    line.follows()
+    assert (tmp_path / "logic.pid").read_text() == f"{line.succession.logic.pid}\n"
+    os.fstat(line.succession._spare)
