@@ -194,15 +194,14 @@ class Handover:
         self._worker.close()
 
     def give(self, connection: int, slot: int, fd: int, domid: int) -> bool:
-        """Hands a descriptor over.  False when the worker must take others first (or is dead: its successor inherits)."""
+        """Hands a descriptor over.  False when the worker must take others first (or is dead: its successor inherits).
+
+        Also when the kernel is short of memory, or has too many descriptors under way: `keeper_fd` may be writable all the same.
+        """
         try:
             self._keeper.sendmsg([_NOTE.pack(connection, slot, fd, domid)], enclosing(fd), socket.MSG_NOSIGNAL)
-        except BlockingIOError:
+        except OSError:
             return False
-        except OSError as e:
-            if e.errno in {errno.EPIPE, errno.ECONNRESET, errno.ETOOMANYREFS}:
-                return False
-            raise
         return True
 
     def take(self) -> tuple[int, int, int, int] | None:

@@ -91,12 +91,15 @@ class Line:
         return True
 
     def entrust(self, message: bytes, descriptors: Sequence[int]) -> bool:
-        """Sends news with duplicates of descriptors, to a worker that expects them (`receive`); False if that can't be now."""
+        """Sends news with duplicates of descriptors, to a worker that expects them (`receive`); False if that can't be now.
+
+        Nor can it ever be if the message is too long.
+        """
         try:
             return not self._untold and bool(
                 self._keeper_tells.sendmsg([message], enclosing(*descriptors), socket.MSG_NOSIGNAL)
             )
-        except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+        except OSError:
             return False
 
     # ---- the worker's end

@@ -181,6 +181,7 @@ class Keeper:
                 self._reception.sockets.fill()
                 self.succession.have_one_stand_by()
             self._guarded.look()
+            self._reception.hand_over_again()
             self._wait(quiet)
         self._stop()
 

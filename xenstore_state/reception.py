@@ -256,6 +256,11 @@ class Reception:
         self._hand_over()
         return True
 
+    def hand_over_again(self) -> None:
+        """Goes on handing over what could not be for other reasons than want of room; to be called every now and then."""
+        if self._blocked:
+            self._hand_over()
+
     def _hand_over(self) -> None:
         queue = self._queue
         while queue:
@@ -265,4 +270,5 @@ class Reception:
             queue.popleft()
         if bool(queue) != self._blocked:
             self._blocked = bool(queue)
-            self._epoll.modify(self._handover.keeper_fd, select.EPOLLOUT if queue else 0)
+            # Edge-triggered: there may be room, and no memory.
+            self._epoll.modify(self._handover.keeper_fd, select.EPOLLOUT | select.EPOLLET if queue else 0)

@@ -25,7 +25,6 @@ from recovery_box.box import W_FOLLOWED, Box
 from recovery_box.items import Connection
 from recovery_box.ledger import LedgerError, Reader
 from xenstore_state import survival
-from xenstore_state.records import decode
 from xenstore_state.repetition import Incomplete, Repetition
 from xenstore_state.survival import Place, Survival
 from xenstore_state.worker import Inheritance, Worker
@@ -62,8 +61,6 @@ class Turn(NamedTuple):
     """How many descriptors wait for it."""
     place: tuple[int, int]
     """How far State has written (number of the ledger, bytes of it)."""
-    last: bytes
-    """The last record; empty if there was none."""
     sequence: int
     begun: Sequence[int] | None
     """Connection ids; see `Inheritance`, as for the rest."""
@@ -73,12 +70,12 @@ class Turn(NamedTuple):
     """Where the pending output begins of connections that have any, by id: what went before is not in the ledger."""
     history: str
 
-    def packed(self) -> bytes:
-        """The message that says so."""
+    def packed(self) -> bytes | None:
+        """The message that says so; None if none can be long enough."""
         packed: bytes = msgpack.packb(self, use_bin_type=True)
         if len(packed) > TURN_MAX:  # so many that looking for them costs no more
             packed = msgpack.packb(self._replace(begun=None, history=""), use_bin_type=True)
-        return packed
+        return packed if len(packed) <= TURN_MAX else None
 
 
 class Follower:
@@ -185,7 +182,7 @@ class Follower:
         given = self._given
         given.epoll = select.epoll.fromfd(epoll)
         given.begun = [connections.find(number) for number in turn.begun] if turn.begun is not None else None
-        given.last = decode(turn.last) if turn.last else None
+        given.last = self._repetition.known.last
         given.sequence = turn.sequence
         given.poison = frozenset((number, position) for number, position in turn.poison)
         given.penalties, given.history = turn.penalties, turn.history

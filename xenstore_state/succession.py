@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from os import fork
 from typing import Any, Final
 
 from recovery_box import custody, remnant
@@ -22,13 +23,13 @@ from xenstore_state import divergence
 from xenstore_state.hypervisor import Hypervisor
 from xenstore_state.nursery import Nursery, Template
 from xenstore_state.pulse import Pulse
-from xenstore_state.reception import Reception
-from xenstore_state.records import Applier, encode
+from xenstore_state.reception import TELL_AGAIN_SECONDS, Reception
+from xenstore_state.records import Applier
 from xenstore_state.restarts import ALONE, ASKED, REASONS, Death, Planned, Policy, Restarts
 from xenstore_state.standby import Follower, Reserve, Turn
 from xenstore_state.store import Store
 from xenstore_state.survival import Survival
-from xenstore_state.worker import Breeding, Inheritance, StandBy, Worker, fork
+from xenstore_state.worker import Breeding, Inheritance, StandBy, Worker
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ WORKER_DESCRIPTORS: Final = 34
 """Numbers that making another Logic takes for a moment, at most, and that those keep who stand by or wait to, and a template."""
 BIRTH_SECONDS: Final = 0.02
 """How long State waits for somebody who is being forked for it: to fork takes about as long."""
+FORK_AGAIN: Final = 0.1
+"""Seconds from one attempt to fork a Logic that is to serve to the next."""
 NO_MEMORY: Final = 20
 """Exit status of a Logic that could get no more; none of `Planned`."""
 SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD})
@@ -97,6 +100,8 @@ class Succession:
         self._started = 0.0
         self._first_beat = 0
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._told: dict[str, float] = {}
+        """When the log said last that somebody could not be forked, by whom."""
 
     @property
     def serves(self) -> bool:
@@ -126,15 +131,13 @@ class Succession:
         self.logic.close()
         self._started = time.monotonic()
         self._first_beat = self._estate.box.words[W_BEAT]
-        if ready is not None and not ready[0].line.entrust(self._turn(ready[1]), (self.epoll_set.fileno(),)):
-            ready[0].end()
-            ready = None
-        if ready is not None:
+        if ready is not None and self._has_its_turn(*ready):
             self.logic = ready[0]
         else:
             if self._estate.hypervisor is not None:
                 self._estate.hypervisor.before_fork()
-            self.logic = self._fork(self.epoll_set, last)
+            ready = None
+            self.logic = self._fork_to_serve(last)
         self._estate.reception.sockets.renew(last)
         self._estate.reception.hand_over_by(self.logic.handover)
         self._estate.epoll.register(self.logic.line.question_fd, select.EPOLLIN)
@@ -146,6 +149,13 @@ class Succession:
         self._write_pid()
         return ready is not None
 
+    def _fork_to_serve(self, unneeded: select.epoll) -> Worker:
+        """A new Logic, as soon as the machine has memory and processes for it: those who stand by give up theirs."""
+        while (worker := self._fork(self.epoll_set, unneeded)) is None:
+            self.nobody_stands_by()
+            time.sleep(FORK_AGAIN)
+        return worker
+
     def _fork(
         self,
         epoll: select.epoll | None,
@@ -153,15 +163,24 @@ class Succession:
         *,
         stand_by: Callable[[Inheritance], StandBy] | None = None,
         template: Callable[[Inheritance], Breeding] | None = None,
-    ) -> Worker:
-        """A new Logic that waits with this epoll set, if it serves now; another set is none of its business."""
+    ) -> Worker | None:
+        """A new Logic that waits with this epoll set, if it serves now; another set is none of its business.
+
+        None if the machine is short of memory or processes.
+        """
         gc.freeze()
         margin = self._make_room()
         worker = self._new_worker()
         inheritance = self._inheritance(worker, epoll, stand_by, template)
         # A signal for the new Logic must not reach the handlers it still shares with State.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        pid = fork()
+        try:
+            pid = fork()
+        except OSError as e:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            worker.close()
+            self._say("Logic" if epoll is not None else "a Logic that stands by", e)
+            return None
         if not pid:
             unneeded.close()
             self._estate.reception.sockets.close_in_fork()
@@ -169,6 +188,13 @@ class Succession:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         worker.in_keeper(pid)
         return worker
+
+    def _say(self, who: str, error: OSError) -> None:
+        """Says that somebody cannot be forked, now and then."""
+        now = time.monotonic()
+        if now >= self._told.get(who, -TELL_AGAIN_SECONDS) + TELL_AGAIN_SECONDS:
+            self._told[who] = now
+            log.error("%s cannot be forked for now: %s", who, error.strerror)
 
     def _new_worker(self) -> Worker:
         """Ways to talk to another Logic; those who stand by give up theirs where no descriptor is left."""
@@ -240,9 +266,14 @@ class Succession:
         known, place = self._estate.known_beside(), survival.place
         known["sequence"], known["next_id"] = consumer.sequence, survival.next_id
         if breeds:
-            self._nursery.begin(self._fork_beside(template=lambda given: Template(given, known, place)), place)
+            worker = self._fork_beside(template=lambda given: Template(given, known, place))
         else:
             worker = self._fork_beside(stand_by=lambda given: Follower(given, known, place))
+        if worker is None:
+            self._reserve.later(time.monotonic())
+        elif breeds:
+            self._nursery.begin(worker, place)
+        else:
             self._reserve.begin(worker, place, consumer.sequence, time.monotonic())
 
     def _have_next_stand_by(self, seconds: float) -> None:
@@ -252,8 +283,8 @@ class Succession:
             now, began = time.monotonic(), self._nursery.began
             self._reserve.begin(infant.worker, began, infant.sequence, now, infant.newcomers)
 
-    def _fork_beside(self, **role: Any) -> Worker:
-        """Forks somebody who does not serve now."""
+    def _fork_beside(self, **role: Any) -> Worker | None:
+        """Forks somebody who does not serve now; None if that cannot be."""
         worker = self._fork(None, self.epoll_set, **role)
         self._estate.reception.reserve_numbers()
         return worker
@@ -299,21 +330,28 @@ class Succession:
             return True
         return len(mine | logics) == 1
 
-    def _turn(self, newcomers: int) -> bytes:
+    def _has_its_turn(self, worker: Worker, newcomers: int) -> bool:
+        """Gives whoever stood by its turn.  False, and it is ended, if it cannot be told all that it must know."""
+        turn = self._turn(newcomers).packed()
+        if turn is not None and worker.line.entrust(turn, (self.epoll_set.fileno(),)):
+            return True
+        worker.end()
+        return False
+
+    def _turn(self, newcomers: int) -> Turn:
         """What whoever stood by is told when it is its turn."""
         assert self._estate.survival is not None
-        begun, last, place = self._begun(), self._estate.applier.last, self._estate.survival.place
+        begun, place = self._begun(), self._estate.survival.place
         return Turn(
             newcomers,
             (place.number, place.end),
-            encode(last) if last is not None else b"",
             self._estate.consumer.sequence,
             [c.id for c in begun] if begun is not None else None,
             list(self.restarts.poison()),
             self.restarts.penalties(),
             {c.id: c.pending.chunks[0].position for c in self._estate.applier.waiting if c.pending.chunks},
             self.restarts.report(),
-        ).packed()
+        )
 
     def reap_remnants(self) -> None:
         """Whoever was left by a Logic, or wrote something for State, leaves no zombie."""
@@ -361,7 +399,8 @@ class Succession:
 
     def _write_pid(self) -> None:
         temporary = self._pid_file + ".new"
-        os.close(self._spare)  # there may be no other descriptor left
+        if self._spare >= 0:
+            os.close(self._spare)  # there may be no other descriptor left
         try:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             try:
@@ -371,8 +410,10 @@ class Succession:
             os.replace(temporary, self._pid_file)
         except OSError as e:
             log.error("%s: %s", self._pid_file, e.strerror)
-        finally:
+        try:
             self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._spare = -1  # somebody else was faster, or there is no memory: perhaps the next time
 
     def reap(self) -> Death:
         """Waits for Logic's death; `reap_remnants` leaves nothing of it."""
@@ -395,8 +436,9 @@ class Succession:
         """Logic is dead: State settles what it published, and the next one begins."""
         died, pid, lived = time.monotonic(), self.logic.pid, time.monotonic() - self._started
         death = self.reap()
-        self._estate.epoll.unregister(self.logic.line.question_fd)  # which a dead Logic would leave readable
         settle()
+        for fd in (self.logic.line.question_fd, self.logic.line.telling_fd, self.logic.handover.keeper_fd):
+            self._estate.epoll.unregister(fd)  # to close it is not enough while somebody else has a copy
         self.distrusted = False
         wait = self.count(death, lived)
         if wait:

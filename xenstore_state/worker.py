@@ -1,6 +1,5 @@
 """A Logic as State sees it: a process, the ways to talk to it, and what it is given to begin with."""
 
-import logging
 import os
 import select
 import signal
@@ -18,11 +17,8 @@ from xenstore_state.hypervisor import Hypervisor
 from xenstore_state.records import Record
 from xenstore_state.store import Store
 
-log = logging.getLogger(__name__)
-
 TICK: Final = 0.001
 """Seconds between looks at the journal while records come: how far State may lag behind."""
-FORK_AGAIN: Final = 0.1
 
 
 class StandBy(Protocol):
@@ -155,13 +151,3 @@ class Worker:
         """Closes what is open here of the ways to talk to it."""
         self.line.close()
         self.handover.close()
-
-
-def fork() -> int:
-    """Forks; a machine short of memory or processes is asked again until it can."""
-    while True:
-        try:
-            return os.fork()
-        except OSError as e:
-            log.error("Logic cannot be forked: %s", e.strerror)
-            time.sleep(FORK_AGAIN)

@@ -155,6 +155,25 @@ def test_domains_that_came_later_are_served(daemon: OurDaemon, client: Client) -
         guest.close()
 
 
+def test_a_request_with_much_output_is_the_last_one(daemon: OurDaemon, client: Client) -> None:
+    """More than is said with a turn; quotas let a guest have it."""
+    assert daemon.xen_dir is not None
+    guest = SimulatedXen(daemon.xen_dir).create(5)
+    client.mkdir("/local/domain/5")
+    client.set_perms("/local/domain/5", "n5")
+    client.call(Op.INTRODUCE, strings(5, 1, guest.port))
+    tokens = [f"{number:04}" + "t" * 3000 for number in range(100)]
+    for token in tokens:
+        guest.watch("w", token)
+    guest.events_so_far()
+    who = standing_by(daemon)
+    guest.write("w/x")
+    took_over(daemon, who)
+    assert guest.events_so_far() == [(b"w/x", token.encode()) for token in tokens]
+    assert client.read("/local/domain/5/w/x") == b""
+    guest.close()
+
+
 def test_its_own_death_is_nobodys(daemon: OurDaemon, client: Client) -> None:
     logic, who = daemon.logic_pid(), standing_by(daemon)
     os.kill(who, signal.SIGKILL)

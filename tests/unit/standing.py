@@ -17,6 +17,7 @@ from recovery_box.box import W_FOLLOWED, Box
 from recovery_box.items import Connection
 from tests.model.harness import fields
 from tests.unit.written import State
+from xenstore_state.records import encode
 from xenstore_state.repetition import FAILURES, Incomplete
 from xenstore_state.standby import Follower, Reserve, Turn
 from xenstore_state.store import Store
@@ -66,6 +67,8 @@ class Fork:
     def forked(self) -> Place:
         """Makes the child; how far State had written then."""
         known = self.state.more | {"sequence": self.state.sequence, "next_id": self.state.survival.next_id}
+        last = self.state.applier.last
+        known["last"] = encode(last) if last is not None else b""
         place = self.state.survival.place
         pid = os.fork()
         if not pid:
@@ -85,8 +88,8 @@ class Fork:
         worker, newcomers = ready
         place = self.state.survival.place
         told = {"begun": [], "poison": [], "penalties": {}, "pending": {}, "history": ""} | more
-        turn = Turn(newcomers, (place.number, place.end), b"", self.state.sequence, **told)
-        worker.line.entrust(turn.packed(), (self.epoll.fileno(),))
+        turn = Turn(newcomers, (place.number, place.end), self.state.sequence, **told)
+        worker.line.entrust(turn.packed() or b"", (self.epoll.fileno(),))
         return self.said()
 
     def said(self) -> dict[str, Any]:
@@ -139,6 +142,7 @@ class Fork:
                 "open": sorted(fd for fd in turn.sockets if is_open(fd)),
                 "begun": [c.id for c in turn.begun] if turn.begun is not None else None,
                 "pending": {c.id: list(c.pending.chunks) for c in turn.store.items.connections if c.pending.size},
+                "last": turn.last,
                 "rest": (turn.sequence, turn.poison, turn.penalties, turn.history, turn.stand_by),
             }
         except (Incomplete, *FAILURES) as e:
@@ -179,4 +183,5 @@ def same(said: dict[str, Any], fork: Fork, *, digest: bool = True) -> None:
     assert said["state"] == described(fork.state.store)
     assert said["sockets"] == {fd: c.id for fd, c in fork.sockets.items()}
     assert said["open"] == sorted(fork.sockets)
+    assert said["last"] == fork.state.applier.last
     assert not digest or said["digest"] == fork.state.store.tree.digest()

@@ -315,3 +315,27 @@ def test_a_forked_worker_inherits_what_was_there_before(connection: tuple[int, s
     fd, peer = connection
     assert in_child(lambda: os.write(fd, b"inherited")) == ""
     assert peer.recv(20) == b"inherited"
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.ENOBUFS, errno.ETOOMANYREFS], ids=errno.errorcode.get)
+def test_what_cannot_be_handed_over_for_want_of_something_is_not_given(
+    connection: tuple[int, socket.socket], number: int
+) -> None:
+    handover = Handover()
+    handover._keeper.close()
+    handover._keeper = Failing(number)  # type: ignore[assignment]
+    assert not handover.give(1, 0, connection[0], 0)
+    handover.close()
+
+
+class Failing:
+    """A socket on a machine that is short of something."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def sendmsg(self, *_: object) -> int:
+        raise OSError(self._number, os.strerror(self._number))
+
+    def close(self) -> None:
+        pass

@@ -1,5 +1,6 @@
 """The line between keeper and worker: questions are answered in order, news waits for who is slow, the end shows as EOF."""
 
+import errno
 import os
 import select
 import signal
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from recovery_box.line import MESSAGE_MAX, Line
 from tests.model.support import examples
+from tests.unit.test_custody import Failing
 
 PATIENCE = 10.0
 MESSAGES = st.lists(st.binary(min_size=1, max_size=200), max_size=20)
@@ -165,6 +167,21 @@ def test_nothing_waits_for_a_dead_worker(line: Line) -> None:
     assert line.tell_rest()
     assert line.tell(b"more")
     assert not line._untold
+
+
+def test_what_is_too_long_for_a_message_is_not_entrusted(line: Line) -> None:
+    assert not line.entrust(bytes(64 << 20), (line.telling_fd,))
+    assert line.entrust(b"short", (line.telling_fd,))
+    message, descriptors = line.receive(MESSAGE_MAX, 1) or (b"", [])
+    assert message == b"short"
+    os.close(*descriptors)
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.ENOBUFS, errno.ETOOMANYREFS], ids=errno.errorcode.get)
+def test_nothing_is_entrusted_while_the_machine_is_short_of_something(line: Line, number: int) -> None:
+    line._keeper_tells.close()
+    line._keeper_tells = Failing(number)  # type: ignore[assignment]
+    assert not line.entrust(b"message", (line.hearing_fd,))
 
 
 # ---- the end of either

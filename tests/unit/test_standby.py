@@ -15,7 +15,8 @@ from recovery_box.ledger import Ledger, LedgerError, Reader
 from tests.model.support import examples
 from tests.unit.standing import PATIENCE, Fork, same
 from xenstore_state import effects, standby
-from xenstore_state.standby import FOLLOW_BYTES, LAG_MAX, NEWCOMERS_MAX, RENEW_BYTES, Reserve, Turn
+from xenstore_state.records import BadRecord
+from xenstore_state.standby import FOLLOW_BYTES, LAG_MAX, NEWCOMERS_MAX, RENEW_BYTES, TURN_MAX, Reserve, Turn
 
 
 @pytest.fixture
@@ -46,6 +47,26 @@ def test_what_has_happened_since_is_done_again(fork: Fork) -> None:
     same(said, fork)
     assert said["begun"] == [stays.id, newcomer.id]
     assert said["rest"] == (fork.state.sequence, frozenset({(stays.id, 7)}), {newcomer.id: 1.5}, "so far", None)
+
+
+def test_the_last_record_is_the_one_that_state_applied_last(fork: Fork) -> None:
+    """Whatever is in it, which no message may be able to hold; and none that State has rejected."""
+    reader = fork.open()
+    fork.state.do(effects.NOTHING, outputs=((reader.id, 0, b"before", False, 0),))
+    fork.fork()
+    with pytest.raises(BadRecord):
+        fork.state.write("/rejected")
+    long = (reader.id, 6, bytes(TURN_MAX), True, 0)
+    fork.state.do(effects.NOTHING, outputs=(long,))
+    same(fork.turn(pending={reader.id: 6}), fork)
+
+
+def test_without_any_since_the_fork_it_is_the_one_from_before(fork: Fork) -> None:
+    reader = fork.open()
+    fork.state.do(effects.NOTHING, outputs=((reader.id, 0, b"before", False, 0),))
+    fork.fork()
+    fork.open()
+    same(fork.turn(), fork)
 
 
 def test_output_waits_from_where_state_says_that_it_does(fork: Fork) -> None:
@@ -84,8 +105,8 @@ def test_a_poke_that_is_heard_when_the_turn_has_come_leads_no_further(fork: Fork
     assert ready is not None
     worker, newcomers = ready
     place = fork.state.survival.place
-    turn = Turn(newcomers, (place.number, place.end), b"", fork.state.sequence, [], [], {}, {}, "")
-    worker.line.entrust(turn.packed(), (fork.epoll.fileno(),))
+    turn = Turn(newcomers, (place.number, place.end), fork.state.sequence, [], [], {}, {}, "")
+    worker.line.entrust(turn.packed() or b"", (fork.epoll.fileno(),))
     known = set(fork.sockets)
     fork.open()  # handed over to it like to any Logic
     os.kill(worker.pid, signal.SIGCONT)
@@ -218,10 +239,15 @@ def test_a_connection_that_was_not_handed_over_is_not_served_without(fork: Fork)
 
 
 def test_a_turn_too_long_for_a_message_has_everything_looked_at() -> None:
-    long = Turn(0, (1, 64), b"", 1, list(range(10**5, 2 * 10**5)), [], {}, {}, "text")
-    assert len(long.packed()) < standby.TURN_MAX
+    long = Turn(0, (1, 64), 1, list(range(10**5, 2 * 10**5)), [], {}, {}, "text")
+    assert long.packed() == long._replace(begun=None, history="").packed()
     short = long._replace(begun=[1])
     assert short.packed() != long.packed()
+
+
+def test_a_turn_that_is_too_long_in_any_case_is_none() -> None:
+    penalties = dict.fromkeys(range(TURN_MAX), 1.5)
+    assert Turn(0, (1, 64), 1, [], [], penalties, {}, "").packed() is None
 
 
 def test_there_is_nobody_without_anything_written_down(fork: Fork) -> None:
