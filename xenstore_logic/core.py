@@ -203,10 +203,13 @@ class Core:
         return False
 
     def _acls(self, parts: Parts, removed: Node | None, before: Acl) -> list[Acl]:
-        """Permission lists by which one may learn of a change: the node's, also as it was before, and its parent's."""
-        node = removed if removed is not None else self.store.live.find(parts)
+        """Permission lists by which one may learn of a change: the node's, also as it was before, and its parent's.
+
+        One that a transaction has removed may be there again.
+        """
+        node = self.store.live.find(parts)
         parent = self.store.tree.find(parts[:-1] if parts[:1] != SPECIAL else ())
-        acls = [found.acl for found in (node, parent) if found is not None]
+        acls = [found.acl for found in (node, parent, removed) if found is not None]
         return [before, *acls] if before else acls
 
     def listing(self, by: Connection, tx_id: int, path: bytes) -> tuple[int, bytes]:

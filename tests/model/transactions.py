@@ -65,8 +65,7 @@ def told_at_commit(before: Tree, who: Who, requests: list[Request]) -> list[Happ
                 (quiet if exact else loud)[path] = lists if exact else lists[:1]
     told = []
     for path, lists in loud.items():
-        # One that went away by name counts as gone, even if it was made again.
-        of = [(before, path), (tree, parent_of(path)), *([] if lists else [(tree, path)])]
+        of = [(before, path), (tree, parent_of(path)), (tree, path)]
         there = tuple(t.acl(p) for t, p in of if p in t.nodes)
         told.append(Happening(path, False, (*lists, *there)))
     spoken_of = {each.path for each in told}
