@@ -267,6 +267,16 @@ def test_names_of_children_count_for_their_parent() -> None:
     assert world.tries(WRITE, b"p/c\0") == OK
 
 
+@pytest.mark.parametrize("made_before", [False, True])
+def test_names_of_children_count_for_parents_that_are_made_on_the_way(made_before: bool) -> None:
+    world = World()
+    if made_before:
+        assert world.tries(WRITE, b"a/b\0") == OK
+    assert world.tries(WRITE, b"a/b/" + b"x" * 2030 + b"\0") == "ENOSPC"
+    assert world.tries(WRITE, b"a/b/" + b"x" * 2022 + b"\0") == OK
+    assert world.tries(WRITE, b"a/b\0") == OK
+
+
 def test_a_node_that_is_too_large_can_be_written_smaller_only_within_the_quota() -> None:
     """Removing it, or what is below it, is always allowed."""
     world = World()
