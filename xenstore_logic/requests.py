@@ -159,7 +159,8 @@ def transaction_end(core: Core, by: Connection, tx_id: int, payload: bytes) -> b
     if how == b"F":
         core.perform(effects.ABORT, by, tx_id)
     else:
-        core.fire(core.perform(effects.COMMIT, by, tx_id), committed=True)
+        accessed = by.transactions[tx_id].seen
+        core.fire_committed(core.perform(effects.COMMIT, by, tx_id), accessed)
     return ACK
 
 

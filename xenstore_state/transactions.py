@@ -116,7 +116,7 @@ class Transaction(View):
         self.held = 0
         """Bytes that `who` is charged with."""
         self.stale = False
-        """A domain that it knows by its domid is no more: commit gives EAGAIN."""
+        """Commit gives EAGAIN: a domain that it knows by its domid is no more, or an answer would be another one now."""
         self.tx_id = tx_id
         self._limit = limit
         self.seen: dict[Parts, Seen | None] = {}
@@ -396,13 +396,13 @@ class Transaction(View):
         self.stale = self.stale or any(names(acl, domid) for acl in acls)
 
     def commit(self, who: Subject) -> list[Fired]:
-        """Does everything again.  Raises EAGAIN if an answer differs, ENOMEM if doomed; then nothing changes."""
+        """Does everything again.  Raises ENOMEM if doomed, ENOSPC, EAGAIN if an answer differs; then nothing changes."""
         self.close()
         if self.doomed:
             raise StoreError("ENOMEM")
         if self.stale:
-            raise EAGAIN
-        plain = self._plain(who)
+            self._conflict(who)
+        plain = self._plain(who) if not self.stale else None
         if plain is not None:
             return self._assign(plain)
         tree = self.tree
@@ -415,9 +415,12 @@ class Transaction(View):
             for parts, change in self._changes.items():
                 node = tree.find(parts) if change.asked else None
                 if change.asked and (node is None or node.acl != change.acl):
-                    raise EAGAIN
-            if who.quotas and (self.created or tree.owned.get(who.domid, 0) > owned):
-                check(who.quotas, "nodes", tree.owned.get(who.domid, 0))
+                    self._conflict(who)
+            now = tree.owned.get(who.domid, 0)
+            if who.quotas and (now > owned or (self.created and now == owned)):
+                check(who.quotas, "nodes", now)
+            if self.stale:
+                raise EAGAIN
         except StoreError:
             tree.rollback(before)
             raise
@@ -425,6 +428,12 @@ class Transaction(View):
             before.close()
         # In the order of first access; who could read a node before may learn of its change.
         return [(parts, fired[parts], acls.get(parts, NEW)) for parts in self.seen if parts in fired]
+
+    def _conflict(self, who: Subject) -> None:
+        """Raises EAGAIN, or remembers it: whoever has exceeded a quota is told of that (transaction.c: do_transaction_end)."""
+        if who.quotas is None:
+            raise EAGAIN
+        self.stale = True
 
     def _again(self, who: Subject, since: int) -> dict[Parts, Node | None]:
         """All of it.  What watches are told: the root of a subtree that is gone, or None for another change, by node."""
@@ -436,14 +445,13 @@ class Transaction(View):
         for operation, parts, arguments, error, answer in self.log:
             if error in _OUT_OF_QUOTA:
                 continue
+            now, said = None, ""
             try:
                 now = getattr(live, operation)(parts, *arguments, unlimited)
             except StoreError as e:
-                if e.name != error:
-                    raise EAGAIN from None
-                continue
-            if error or (operation not in _CHANGING and now != answer):
-                raise EAGAIN
+                said = e.name
+            if said != error or (operation not in _CHANGING and now != answer):
+                self._conflict(who)
             if operation in _CHANGING and now:
                 removed = now[0][1]
                 if removed is None:

@@ -296,8 +296,10 @@ class Reference:
         who = self.who(by)._replace(full=False)
         after, outcomes = again(self.tree, who, transaction.requests)
         same = outcomes == [asked.outcome for asked in transaction.log] and not transaction.gives_to_the_dead
-        mine, limit = after.owned(by.domid), self.domains[by.domid].quotas["nodes"]
-        too_many = by.bound and mine >= limit
+        mine, before = after.owned(by.domid), self.tree.owned(by.domid)
+        too_many = by.bound and mine >= max(before, self.domains[by.domid].quotas["nodes"])
+        if too_many and (reply == (ERROR, b"ENOSPC\0") or mine > before):
+            raise Refused("ENOSPC")
         if reply == (ERROR, b"EAGAIN\0"):
             moved = transaction.loose or self._lists_moved(who, transaction)
             if same and not moved:
@@ -305,8 +307,6 @@ class Reference:
             raise Refused("EAGAIN")
         if not same:
             raise Disagreement("commit", reply, f"EAGAIN: {transaction.log} are {outcomes} now")
-        if too_many and (reply[0] == ERROR or mine > self.tree.owned(by.domid)):
-            raise Refused("ENOSPC")
         happened = told_at_commit(self.tree, who, transaction.requests)
         self._becomes(after)
         return OK, happened

@@ -228,6 +228,52 @@ def test_a_transaction_that_removes_as_much_as_it_makes_fits() -> None:
     assert world.owned == 1
 
 
+def test_a_transaction_that_removes_more_than_it_makes_fits_whatever_came_meanwhile() -> None:
+    """domain.c: domain_quota_add_exceeds: what becomes less is never too much."""
+    world = World()
+    world.does(WRITE, b"/o\0")
+    world.does(SET_PERMS, b"/o\0n5\0")
+    for name in (b"a", b"b", b"c"):
+        assert world.tries(WRITE, name + b"\0") == OK
+    world.limit("nodes", 7)
+    tx = world.starts()
+    assert world.tries(WRITE, b"new\0", tx) == OK
+    for n in range(5):
+        world.does(WRITE, b"/o/%d\0" % n)
+    assert world.tries(RM, b"a\0", tx) == OK
+    unchanged = world.starts()
+    assert world.tries(WRITE, b"other\0", unchanged) == "ENOSPC"
+    for name in (b"b", b"c"):
+        assert world.tries(RM, name + b"\0", tx) == OK
+    assert world.tries(END, b"T\0", tx) == OK
+    assert world.owned == 8
+
+
+def test_a_transaction_that_makes_as_much_as_it_removes_is_counted() -> None:
+    world = World(nodes=4)
+    assert world.tries(WRITE, b"a\0") == OK
+    tx = world.starts()
+    assert [world.tries(WRITE, b"b\0", tx), world.tries(RM, b"a\0", tx)] == [OK, OK]
+    for name in (b"/x", b"/y"):
+        world.does(WRITE, HOME + name + b"\0")
+    assert world.tries(END, b"T\0", tx) == "ENOSPC"
+
+
+@pytest.mark.parametrize("limit", [5, 8])
+def test_a_quota_is_looked_at_before_conflicts_are(limit: int) -> None:
+    """transaction.c: do_transaction_end: to try again would be of no use."""
+    world = World()
+    world.does(WRITE, HOME + b"/r\0")
+    world.limit("nodes", limit)
+    tx = world.starts()
+    assert world.tries(READ, b"r\0", tx) == b""
+    for n in range(4):
+        assert world.tries(WRITE, b"%d\0" % n, tx) == OK
+    world.does(WRITE, HOME + b"/r\0changed")
+    assert world.tries(END, b"T\0", tx) == ("ENOSPC" if limit == 5 else "EAGAIN")
+    assert world.owned == 2
+
+
 # ---- sizes
 
 

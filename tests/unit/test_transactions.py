@@ -427,6 +427,18 @@ def test_a_node_removed_before_its_parent_is_told(world: World) -> None:
     assert sorted(told(world)) == [b"/w", b"/w/x"]
 
 
+def test_what_goes_with_a_removed_node_is_told_where_it_was_first_accessed(world: World) -> None:
+    """transaction.c: finalize_transaction; what was never asked for comes with the removal."""
+    for path in (b"/w/x/y", b"/w/x/y/v", b"/w/x/z"):
+        world.do(WRITE, path)
+        world.all.ask(TOOLSTACK, WATCH, 0, path + b"\0all\0")
+    world.inside(0, READ, b"/w/x/y/v")
+    world.inside(0, WRITE, b"/w/other")
+    world.inside(0, RM, b"/w/x")
+    world.inside(0, READ, b"/w/x/z")
+    assert told(world) == [b"/w/x/y/v", b"/w/other", b"/w/x", b"/w/x/y", b"/w/x/z"]
+
+
 @pytest.mark.parametrize(("entries", "heard"), [(b"n0\0r6\0", [b"/w/x"]), (b"n0\0", [])])
 def test_who_may_read_a_node_that_was_removed_and_made_again_is_told(
     world: World, entries: bytes, heard: list[bytes]
