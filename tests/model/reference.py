@@ -172,6 +172,7 @@ class Reference:
             elif op in ON_DOMAINS:
                 answer, happened = self._on_domain(op, payload)
                 events = self.events(happened)
+                self.forget_targets()
             else:
                 assert reply[0] in {op, ERROR}
                 op, answer = reply
@@ -421,10 +422,13 @@ class Reference:
         happened = tree.forget(domid)
         self._becomes(tree)
         del self.domains[domid]
-        for other, domain in self.domains.items():
-            if domain.target == domid:
-                self._set_target(other, None)
         return happened + (self._about_domains(b"@releaseDomain", domid) if introduced else [])
+
+    def forget_targets(self) -> None:
+        """Of domains that have ended; who stood in for one was still told of its nodes."""
+        for domid, domain in self.domains.items():
+            if domain.target is not None and domain.target not in self.domains:
+                self._set_target(domid, None)
 
     def _about_domains(self, name: bytes, domid: int) -> list[Happening]:
         lists = (self.tree.acl(name), self.tree.acl(b"/"))

@@ -600,6 +600,24 @@ def test_an_error_is_shown_to_whom_that_was_offered(world: World, features: int,
         world.dies()
 
 
+@pytest.mark.parametrize("released", [False, True])
+def test_who_stands_in_for_a_domain_is_told_of_its_nodes_end(world: World, released: bool) -> None:
+    stub, _ = world.introduced(5), world.introduced(6, port=9)
+    assert world.toolstack.does(Op.SET_TARGET, b"5\0006\0") == OK
+    assert world.toolstack.does(Op.WRITE, b"/local/domain/6/dev\0") == OK
+    stub.does((Op.WATCH, strings(b"/local/domain/6/dev", b"t")))
+    if released:
+        assert world.toolstack.does(Op.RELEASE, b"6\0") == OK
+    else:
+        world.xen.destroy(6)
+        world.xen.virq()
+        world.settle()
+    stub.looks()
+    assert [m.payload for m in stub.take()] == [b"/local/domain/6/dev\0t\0"]
+    world.introduced(6, port=9)
+    assert stub.does((Op.READ, b"/local/domain/6\0")) == [b"EACCES\0"]
+
+
 def test_a_request_whose_reply_and_events_wait_is_outstanding_once(world: World) -> None:
     busy, deaf = world.introduced(5), world.introduced(6, port=9)
     assert world.toolstack.does(Op.SET_PERMS, strings(b"/local/domain/5", b"n5", b"r6")) == OK
