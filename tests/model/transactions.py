@@ -93,5 +93,5 @@ class Transaction:
         lists = [
             request.acl for request, outcome in self.log if request.op == SET_PERMS and not isinstance(outcome, str)
         ]
-        if any(entry.domid == domid for acl in lists for entry in acl):
+        if any(entry.domid == domid and entry.counts for acl in lists for entry in acl):
             self.gives_to_the_dead = True
