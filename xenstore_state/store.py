@@ -262,6 +262,6 @@ class Store:
         def holds(domid: int) -> bool:
             return bool(any_domain) if domid == DOMID_ANY else domid in self.domains.known
 
-        if not self.domains.exists(acl[0][1]):
+        if not holds(acl[0][1]):
             raise ENOENT
         return (acl[0], *((access if holds(d) else access | IGNORED, d) for access, d in acl[1:]))
