@@ -417,8 +417,10 @@ class Transaction(View):
                 if change.asked and (node is None or node.acl != change.acl):
                     self._conflict(who)
             now = tree.owned.get(who.domid, 0)
-            if who.quotas and (now > owned or (self.created and now == owned)):
-                check(who.quotas, "nodes", now)
+            if who.quotas and (self.created or now > owned):
+                if now >= owned:
+                    check(who.quotas, "nodes", now)
+                self._parents_fit(who.quotas, since)
             if self.stale:
                 raise EAGAIN
         except StoreError:
@@ -434,6 +436,17 @@ class Transaction(View):
         if who.quotas is None:
             raise EAGAIN
         self.stale = True
+
+    def _parents_fit(self, limits: dict[str, int], since: int) -> None:
+        """Whether parents have room for the nodes made: others may have made some there meanwhile.  Raises ENOSPC."""
+        live = Live(self.tree)
+        for parts, below in self._below.items():
+            parent = self.tree.find(parts)
+            children = parent.children if parent is not None else None
+            if parent is None or children is None:
+                continue
+            if any(name in children and children[name].birth > since for name in below):
+                live._may_grow(parts, limits, parent.acl, parent.value)
 
     def _again(self, who: Subject, since: int) -> dict[Parts, Node | None]:
         """All of it.  What watches are told: the root of a subtree that is gone, or None for another change, by node."""

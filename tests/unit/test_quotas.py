@@ -313,6 +313,32 @@ def test_names_of_children_count_for_their_parent() -> None:
     assert world.tries(WRITE, b"p/c\0") == OK
 
 
+def test_children_from_several_transactions_fit_into_their_parent_together() -> None:
+    """Each does alone; and they do not conflict."""
+    world = World(node_size=100)
+    assert world.tries(WRITE, b"p/0\0") == OK
+    ids = [world.starts() for _ in range(4)]
+    for n, tx in enumerate(ids):
+        assert world.tries(WRITE, b"p/" + b"%d" % n * 30 + b"\0", tx) == OK
+    assert world.tries(WRITE, b"p/0\0changed", ids[3]) == OK
+    owned = world.owned
+    assert [world.tries(END, b"T\0", tx) for tx in ids] == [OK, OK, "ENOSPC", "ENOSPC"]
+    assert world.owned == owned + 2
+    assert world.tries(WRITE, b"p\0") == OK
+
+
+def test_a_parent_that_is_too_large_already_takes_values_below_it_in_a_transaction() -> None:
+    world = World()
+    for name in (b"/p", b"/p/child"):
+        world.does(WRITE, HOME + name + b"\0" + bytes(90))
+    assert world.tries(WRITE, b"q\0") == OK
+    world.limit("node-size", 50)
+    tx = world.starts()
+    assert world.tries(WRITE, b"p/child\0", tx) == OK
+    assert world.tries(WRITE, b"q/new\0", tx) == OK
+    assert world.tries(END, b"T\0", tx) == OK
+
+
 @pytest.mark.parametrize("made_before", [False, True])
 def test_names_of_children_count_for_parents_that_are_made_on_the_way(made_before: bool) -> None:
     world = World()
