@@ -26,6 +26,8 @@ from xenstore_state.views import NEW, Face, Fired, Live, View
 
 LOG_MAX: Final = 16 << 20
 """Bytes that the log of one transaction may take, about; a sixteenth of it for a domain that quotas bind."""
+NODES_MAX: Final = 1 << 16
+"""Nodes that one transaction may touch when no quota says otherwise."""
 ENTRY_SIZE: Final = 256
 """Bytes a log entry takes beyond names and values, about."""
 
@@ -91,7 +93,6 @@ class Transaction(View):
         "_below",
         "_changes",
         "_hidden",
-        "_limit",
         "_since",
         "_size",
         "_snapshots",
@@ -105,11 +106,8 @@ class Transaction(View):
         "tx_id",
     )
 
-    def __init__(self, tx_id: int, tree: Tree, limit: int, who: Subject) -> None:
-        """At most `limit` nodes may be touched; the one beyond dooms the transaction (ENOSPC, then ENOMEM at commit).
-
-        `who` is charged with the memory it takes.
-        """
+    def __init__(self, tx_id: int, tree: Tree, who: Subject) -> None:
+        """`who` is charged with the memory it takes."""
         super().__init__(tree)
         self._who = who
         self._since = tree.generation
@@ -118,7 +116,6 @@ class Transaction(View):
         self.stale = False
         """Commit gives EAGAIN: a domain that it knows by its domid is no more, or an answer would be another one now."""
         self.tx_id = tx_id
-        self._limit = limit
         self.seen: dict[Parts, Seen | None] = {}
         """Nodes by first access; None for one that was only ever written, about which there is nothing to remember."""
         self._changes: dict[Parts, Change] = {}
@@ -140,7 +137,6 @@ class Transaction(View):
         """Everything but what it has seen, as plain data."""
         return {
             "tx_id": self.tx_id,
-            "limit": self._limit,
             "changes": [(parts, c.value, c.acl, c.asked) for parts, c in self._changes.items()],
             "below": [(parts, list(names)) for parts, names in self._below.items()],
             "hidden": sorted(self._hidden),
@@ -154,7 +150,7 @@ class Transaction(View):
     @classmethod
     def restored(cls, tree: Tree, who: Subject, kept: dict[str, Any], seen: dict[Parts, Seen | None]) -> "Transaction":
         """The same again, from `kept`.  Its snapshots are gone; what had not been listed by then is listed live."""
-        transaction = cls(kept["tx_id"], tree, kept["limit"], who)
+        transaction = cls(kept["tx_id"], tree, who)
         transaction.seen = seen
         for parts, value, acl, asked in kept["changes"]:
             transaction._changes[parts] = Change(value, acl, asked=asked)
@@ -201,9 +197,12 @@ class Transaction(View):
         self._may_hold(who.domid, who, 1, "ENOMEM")
 
     def _count(self, parts: Parts) -> None:
-        if len(self.seen) >= self._limit and parts not in self.seen:
+        """Whether one more node may be touched.  Raises ENOSPC; then a commit cannot succeed."""
+        quotas = self._who.quotas
+        limit = (quotas["transaction-nodes"] if quotas is not None else 0) or NODES_MAX + 1
+        if len(self.seen) + 1 >= limit and parts not in self.seen:
             self.doomed = True
-            raise QuotaExceeded("ENOSPC", "transaction-nodes", self._limit + 1, len(self.seen) + 1)
+            raise QuotaExceeded("ENOSPC", "transaction-nodes", limit, len(self.seen) + 1)
 
     def find(self, parts: Parts) -> Face | None:
         """The node as the transaction sees it."""

@@ -377,6 +377,19 @@ def test_a_transaction_that_touches_too_many_nodes_is_doomed() -> None:
     assert world.tries(END, b"T\0", tx) == "ENOMEM"
 
 
+def test_how_many_nodes_a_transaction_may_touch_is_looked_up_whenever_it_touches_one() -> None:
+    """transaction.c: access_node"""
+    world = World(transaction_nodes=3)
+    tx = world.starts()
+    world.limit("transaction-nodes", 0)
+    for n in range(10):
+        assert world.tries(WRITE, b"%d\0" % n, tx) == OK
+    world.limit("transaction-nodes", 5)
+    assert world.tries(WRITE, b"0\0again", tx) == OK
+    assert world.tries(READ, b"new\0", tx) == "ENOSPC"
+    assert world.tries(END, b"T\0", tx) == "ENOMEM"
+
+
 def test_an_aborted_transaction_is_over_even_if_it_was_doomed() -> None:
     world = World(transaction_nodes=3)
     tx = world.starts()
