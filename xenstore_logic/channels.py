@@ -18,6 +18,8 @@ from xenstore_state.records import Placed, wait
 
 _HALF = 1 << 31
 _QUEUED_MIN = 4096
+_UNKNOWN = -1
+"""In place of the input position of a request that another Logic has answered: then it may be counted twice."""
 REMEMBERED = 1024
 """Pieces of output for one that does not read in which the next Logic looks for an event, at most: it has to look once."""
 
@@ -57,8 +59,8 @@ class Channel:
         self.parts: list[bytes] = []
         """Messages that the record being made has for it."""
         self.parts_size = 0
-        self.replies: deque[int] = deque()
-        """Of a guest: stream positions of the ends of replies that it has not taken."""
+        self.replies: deque[tuple[int, int]] = deque()
+        """Of a guest: stream positions of the ends of replies that it has not taken, each with its request's input position."""
         self.linked: dict[int, int] = {}
         """Of a guest: its requests, by input position, whose events others have not taken, with the number of those."""
         self._remembers = self.bound
@@ -71,7 +73,8 @@ class Channel:
         if self.ring is not None:
             self._remember(*self.ring.since_mark())
         for chunk in self.connection.pending.chunks:
-            self._remember(chunk.position, chunk.data)
+            asked_by, request = chunk.cause
+            self._remember(chunk.position, chunk.data, request if asked_by == self.connection.id else _UNKNOWN)
 
     def _remember_waiting(self) -> None:
         """The same of a socket, before an event is queued behind that: of the last pieces that begin with a message, as all
@@ -81,7 +84,7 @@ class Channel:
         for chunk in [*islice(reversed(chunks), min(len(chunks) - 1, REMEMBERED))][::-1]:
             self._remember(chunk.position, chunk.data)
 
-    def _remember(self, position: int, data: bytes) -> None:
+    def _remember(self, position: int, data: bytes, request: int = _UNKNOWN) -> None:
         """Replies, which are outstanding, and events, which are not queued again."""
         try:
             for op, message in messages(data):
@@ -91,7 +94,7 @@ class Channel:
                 if op == Op.WATCH_EVENT:
                     self.queued[message] = position
                 elif self.bound:
-                    self.replies.append(position)
+                    self.replies.append((position, request))
         except ValueError:
             pass  # written by a Logic that had gone mad
 
@@ -186,7 +189,13 @@ class Channel:
         """Forgets replies that the peer has been given."""
         replies, sent = self.replies, self.lane.sent
         end = None
-        while replies and (sent - replies[0]) & M32 < _HALF:
-            end = replies.popleft()
+        while replies and (sent - replies[0][0]) & M32 < _HALF:
+            end = replies.popleft()[0]
         if end is not None and self.ring is not None:
             self.ring.mark(end)
+
+    def outstanding(self) -> int:
+        """How many of a guest's requests are: their replies were not taken, or events that they caused wait at others."""
+        self.taken()
+        unread = {request for _, request in self.replies}
+        return len(self.replies) + sum(request not in unread for request in self.linked)

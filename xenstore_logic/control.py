@@ -108,8 +108,9 @@ def _memreport(core: "Core", by: Connection, arguments: list[str]) -> str:
     if not arguments:
         log.info("memreport: %s", report)
         return OK
+    name = os.path.join(LIBRARY, arguments[0])
     try:
-        fd = os.open(arguments[0], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        fd = os.open(name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
         try:
             os.write(fd, report.encode() + b"\n")
         finally:

@@ -9,7 +9,8 @@ After `handle`, `effect` is what must be published before any byte leaves, `even
 """
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
+from operator import itemgetter
 from typing import Any, Final
 
 from protocol.errors import EACCES, EINVAL, ENOENT, StoreError
@@ -136,27 +137,45 @@ class Core:
         self.effect = (kind, arguments, "")
         return result
 
-    def fire(self, fired: list[Fired], *, committed: bool = False) -> None:
-        """Queues the events of changes.
-
-        Of a removed subtree, watched descendants are told before its root, but behind it when a transaction removed it
-        (there, events come in the order in which nodes were first accessed).
-        """
+    def fire(self, fired: list[Fired]) -> None:
+        """Queues the events of changes.  Of a removed subtree, watched descendants are told before its root."""
         watches = self.store.watches
         if not watches.count:
             return
-        told = {parts for parts, _, _ in fired} if committed else set()
         for parts, removed, before in fired:
             if parts[:1] == SPECIAL:
                 self._tell(watches.special(parts[1]), parts[1], self._acls(parts, None, before))
                 continue
-            if removed is not None and not committed:
-                self._tell_below(parts, removed, told, parents_first=False)
+            if removed is not None:
+                for where, node, parent, exact in watches.below(parts, removed, parents_first=False):
+                    self._tell(exact, b"/" + b"/".join(where), [node.acl, parent.acl])
             matching = watches.matching(parts)
             if matching:
                 self._tell(matching, b"/" + b"/".join(parts), self._acls(parts, removed, before))
-            if removed is not None and committed:
-                self._tell_below(parts, removed, told, parents_first=True)
+
+    def fire_committed(self, fired: list[Fired], accessed: Iterable[Parts]) -> None:
+        """The same for a transaction, with the nodes it `accessed`: in the order in which it first did.
+
+        A descendant of a removed node that it had not accessed before is told behind that one, and one with an event of its
+        own by that alone.
+        """
+        watches = self.store.watches
+        if not watches.count or all(removed is None for _, removed, _ in fired):
+            self.fire(fired)
+            return
+        places = {parts: place for place, parts in enumerate(accessed)}
+        own = {parts for parts, _, _ in fired}
+        events: list[tuple[int, Parts, list[Watch], list[Acl]]] = []
+        for parts, removed, before in fired:
+            here = places[parts]
+            events.append((here, parts, watches.matching(parts), self._acls(parts, removed, before)))
+            if removed is not None:
+                for where, node, parent, exact in watches.below(parts, removed, parents_first=True):
+                    if where not in own:
+                        place = min(here, places.get(where, here))
+                        events.append((place, where, exact, [node.acl, parent.acl]))
+        for _, parts, told, acls in sorted(events, key=itemgetter(0)):
+            self._tell(told, b"/" + b"/".join(parts), acls)
 
     def fire_special(self, name: bytes, domid: int | None, *, plain: bool = True) -> None:
         """Queues the events of a domain that came or went.
@@ -175,12 +194,6 @@ class Core:
             full = b"%s/%d" % (name, domid)
             deep = [w for w in watches.special(name) if w.depth]
             self._tell(sorted(deep + watches.special(full), key=lambda w: w.sequence), full, acls)
-
-    def _tell_below(self, parts: Parts, removed: Node, told: set[Parts], *, parents_first: bool) -> None:
-        """Tells who watches exactly a node of a removed subtree, unless an event of its own is among those `told`."""
-        for where, node, parent, exact in self.store.watches.below(parts, removed, parents_first=parents_first):
-            if where not in told:
-                self._tell(exact, b"/" + b"/".join(where), [node.acl, parent.acl])
 
     def _tell(self, watches: list[Watch], path: bytes, acls: list[Acl]) -> None:
         """Queues events for those who may read by any of the permission lists (watch.c: watch_permitted)."""
@@ -203,10 +216,13 @@ class Core:
         return False
 
     def _acls(self, parts: Parts, removed: Node | None, before: Acl) -> list[Acl]:
-        """Permission lists by which one may learn of a change: the node's, also as it was before, and its parent's."""
-        node = removed if removed is not None else self.store.live.find(parts)
+        """Permission lists by which one may learn of a change: the node's, also as it was before, and its parent's.
+
+        One that a transaction has removed may be there again.
+        """
+        node = self.store.live.find(parts)
         parent = self.store.tree.find(parts[:-1] if parts[:1] != SPECIAL else ())
-        acls = [found.acl for found in (node, parent) if found is not None]
+        acls = [found.acl for found in (node, parent, removed) if found is not None]
         return [before, *acls] if before else acls
 
     def listing(self, by: Connection, tx_id: int, path: bytes) -> tuple[int, bytes]:

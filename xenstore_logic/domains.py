@@ -45,7 +45,7 @@ def introduce_offered(core: Core, by: Connection, domid: int) -> None:
 def release(core: Core, by: Connection, tx_id: int, payload: bytes) -> bytes:
     """RELEASE: the privileged domain is EINVAL, one that is not introduced ENOENT."""
     domid = _introduced(core, one_string(payload)).domid
-    core.fire(core.perform(effects.RELEASE, by, domid))
+    _end(core, effects.RELEASE, by, domid)
     _tell_release(core, domid)
     return ACK
 
@@ -186,7 +186,7 @@ def gone(core: Core, domid: int, unique_id: int | None = None) -> bool:
         return False
     domain.gone = True
     introduced = domain.introduced
-    core.fire(core.perform(effects.GONE, core.store.house, domid))
+    _end(core, effects.GONE, core.store.house, domid)
     if introduced:
         _tell_release(core, domid)
     return True
@@ -209,6 +209,17 @@ def scanned(core: Core) -> bool:
     core.perform(effects.SCANNED, core.store.house)
     core.fire_special(RELEASE_DOMAIN, None)
     return True
+
+
+def _end(core: Core, effect: int, by: Connection, domid: int) -> None:
+    """A domain ends; who stood in for it is still told of its nodes, by the rights that it had."""
+    stood_in = [d.connection.subject for d in core.store.domains.known if d.target == domid and d.connection]
+    fired = core.perform(effect, by, domid)
+    for subject in stood_in:
+        subject.target = domid
+    core.fire(fired)
+    for subject in stood_in:
+        subject.target = None
 
 
 def _tell_release(core: Core, domid: int) -> None:

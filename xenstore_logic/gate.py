@@ -108,11 +108,9 @@ class Gate:
         by = channel.connection
         quotas: dict[str, int] = by.subject.quotas
         limit = quotas["outstanding"]
-        if limit and len(channel.replies) + len(channel.linked) >= limit:
-            channel.taken()
-            if len(channel.replies) + len(channel.linked) >= limit:
-                self.say(by.domid, "outstanding", "domain %d waits: %d requests outstanding", by.domid, limit)
-                return False
+        if limit and len(channel.replies) + len(channel.linked) >= limit and channel.outstanding() >= limit:
+            self.say(by.domid, "outstanding", "domain %d waits: %d requests outstanding", by.domid, limit)
+            return False
         limit = quotas["memory"]
         used = self._memory(channel)
         if limit and used >= limit:

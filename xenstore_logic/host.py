@@ -68,7 +68,9 @@ class XenHost:
             raise EINVAL
         bound = False
         try:
-            answer = self._ask(Question.BIND, domid, page.event_port or remote_port)
+            answer = self._ask(
+                Question.BIND, domid, remote_port if domain is not None else page.event_port or remote_port
+            )
             if answer.status == Status.REFUSED:
                 raise StoreError("ENOMEM")
             bound = answer.status == Status.OK and (bool(answer.port) or domain is not None)

@@ -419,7 +419,7 @@ class Loop:
                 if by.closed:
                     return
             if bound:
-                channel.replies.append(channel.end)
+                channel.replies.append((channel.end, head))
             self._dirty[channel] = None
         self._ready[channel] = None
         channel.waiting = True

@@ -88,11 +88,10 @@ def set_perms(core: Core, by: Connection, tx_id: int, payload: bytes) -> bytes:
     limits = by.subject.quotas
     if limits is not None:
         check(limits, "node-permissions", len(words) - 1)
-    acl = tuple(tuple(parse_permission(word)) for word in words[1:])
+    acl = tuple((access, domid) for access, domid in map(parse_permission, words[1:]))
     for _, domid in acl:
         domains.learn(core, domid)
-    if not core.store.domains.exists(acl[0][1]):
-        raise ENOENT
+    core.store.checked_acl(acl, by)  # an owner that does not exist comes before a path that cannot be
     core.fire(core.perform(effects.SET_PERMS, by, tx_id, core.path(by, words[0], special=True), acl))
     return ACK
 
@@ -159,7 +158,8 @@ def transaction_end(core: Core, by: Connection, tx_id: int, payload: bytes) -> b
     if how == b"F":
         core.perform(effects.ABORT, by, tx_id)
     else:
-        core.fire(core.perform(effects.COMMIT, by, tx_id), committed=True)
+        accessed = by.transactions[tx_id].seen
+        core.fire_committed(core.perform(effects.COMMIT, by, tx_id), accessed)
     return ACK
 
 

@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from protocol.errors import StoreError
-from protocol.ops import FEATURE_RECONNECTION
+from protocol.ops import FEATURE_ERROR, FEATURE_RECONNECTION
 from protocol.ring import (
     ERROR_COMM,
     ERROR_PROTOCOL,
@@ -39,7 +39,7 @@ from xenstore_logic import domains
 from xenstore_logic.channels import Channel
 from xenstore_logic.gate import Gate
 from xenstore_logic.host import Later, XenHost
-from xenstore_state.domains import PRIVILEGED
+from xenstore_state.domains import PRIVILEGED, Domain
 from xenstore_state.effects import EXPIRE, IGNORE, INTRODUCE
 from xenstore_state.records import Placed
 from xenstore_state.registrar import NEWS, News
@@ -161,7 +161,7 @@ class Rings:
             del self._sleeping[by.port]
         domain = self._core.store.domains.introduced(by.domid)
         if domain is not None and domain.error:
-            self._show_error(by.domid, domain.error)
+            self._show_error(domain)
             self._host.unmap(by.domid)
 
     def forget(self, domid: int) -> None:
@@ -170,10 +170,11 @@ class Rings:
         self.gate.forget(domid)
         self._host.unmap(domid)
 
-    def _show_error(self, domid: int, error: int) -> None:
-        page = self._host.page(domid)
+    def _show_error(self, domain: Domain) -> None:
+        """Says in the page why it is left alone, if that was offered."""
+        page = self._host.page(domain.domid) if domain.features & FEATURE_ERROR else None
         if page is not None:
-            page.fail(error)
+            page.fail(domain.error)
 
     def fail(self, channel: Channel, error: int, why: str) -> None:
         """A ring cannot be followed: it is not served any more, until it is introduced again."""
@@ -211,7 +212,7 @@ class Rings:
         self._words[W_RING] = 0
         for domain in self._core.store.domains.known:
             if domain.error:
-                self._show_error(domain.domid, domain.error)
+                self._show_error(domain)
                 self._host.unmap(domain.domid)
         self._deal()
         if self._words[W_NEWS]:
@@ -401,9 +402,7 @@ class Rings:
             )
 
     def _outstanding(self, ring: Connection) -> int:
-        channel = self._loop.channel(ring)
-        channel.taken()
-        return len(channel.replies) + len(channel.linked)
+        return self._loop.channel(ring).outstanding()
 
     # ---- the clock
 

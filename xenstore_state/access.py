@@ -65,13 +65,18 @@ def inherited(acl: Acl, creator: Subject) -> Acl:
 
 
 def without(acl: Acl, domid: int) -> Acl:
-    """The list without entries for a domain that is no more, which is not its owner.  Those that never counted stay."""
-    return (acl[0], *(entry for entry in acl[1:] if entry[1] != domid or entry[0] & IGNORED))
+    """The list without entries for a domain that is no more, which is not its owner."""
+    return (acl[0], *(entry for entry in acl[1:] if entry[1] != domid))
 
 
 def names(acl: Acl, domid: int) -> bool:
-    """Whether a list mentions a domain, as owner or otherwise; entries that do not count are none."""
+    """Whether a list names a domain, as owner or otherwise; entries that do not count are none."""
     return any(entry[1] == domid and not entry[0] & IGNORED for entry in acl)
+
+
+def mentions(acl: Acl, domid: int) -> bool:
+    """The same, whether or not an entry counts."""
+    return any(entry[1] == domid for entry in acl)
 
 
 def encode(acl: Acl) -> bytes:

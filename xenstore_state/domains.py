@@ -7,7 +7,7 @@ goes with it, so a later domain with the same domid inherits nothing.  Knows no 
 
 from typing import Final, NamedTuple
 
-from protocol.ops import DOMID_ANY, DOMID_FIRST_RESERVED, RING_FEATURES
+from protocol.ops import DOMID_FIRST_RESERVED, RING_FEATURES
 from recovery_box.items import Connection, Table
 from xenstore_state import quotas
 
@@ -89,10 +89,6 @@ class Domains:
         domain = Domain(domid, unique_id, self.quotas)
         self.known.insert(domid, domain)
         return domain
-
-    def exists(self, domid: int) -> bool:
-        """Whether a permission entry may name this domain: it is known, or `DOMID_ANY`."""
-        return domid in self.known or domid == DOMID_ANY
 
     @property
     def untold(self) -> bool:

@@ -6,12 +6,11 @@ given to another one that has its number now: entries for domains that are gone 
 privileged domain.  Knows nothing of who asks.
 """
 
-from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from xenstore_state.access import Acl
 from xenstore_state.domains import PRIVILEGED, Domains
-from xenstore_state.tree import Node, Parts, Tree
+from xenstore_state.tree import Parts, Tree, walk_places
 from xenstore_state.views import NEW, Fired
 
 SNAPSHOTS_MAX: Final = 8
@@ -28,7 +27,7 @@ class Copy(NamedTuple):
 
 def take(tree: Tree, domains: Domains) -> Copy:
     """Copies the tree as it is."""
-    nodes = tuple((parts, node.value, node.acl) for parts, node in _walk(tree))
+    nodes = tuple((parts, node.value, node.acl) for parts, node in walk_places(tree))
     return Copy(nodes, {domain.domid: domain.unique_id for domain in domains.known})
 
 
@@ -36,7 +35,7 @@ def go_back(tree: Tree, domains: Domains, copy: Copy) -> list[Fired]:
     """Makes the tree what it was; what was changed for that, in order."""
     fired: list[Fired] = []
     then = {parts: (value, _still_valid(acl, domains, copy)) for parts, value, acl in copy.nodes}
-    for parts in [parts for parts, _ in _walk(tree) if parts not in then]:
+    for parts in [parts for parts, _ in walk_places(tree) if parts not in then]:
         parent = tree.find(parts[:-1])
         if parent is not None and parent.children and parts[-1] in parent.children:
             removed = tree.remove_child(parent, tree.generation + 1, parts)
@@ -58,15 +57,6 @@ def go_back(tree: Tree, domains: Domains, copy: Copy) -> list[Fired]:
             continue
         fired.append((parts, None, before))
     return fired
-
-
-def _walk(tree: Tree) -> Iterator[tuple[Parts, Node]]:
-    stack: list[tuple[Parts, Node]] = [((), tree.root)]
-    while stack:
-        parts, node = stack.pop()
-        yield parts, node
-        if node.children:
-            stack += [((*parts, name), child) for name, child in reversed(node.children.items())]
 
 
 def _still_valid(acl: Acl, domains: Domains, copy: Copy) -> Acl:

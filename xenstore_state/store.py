@@ -25,8 +25,6 @@ RELEASE_DOMAIN: Final = b"@releaseDomain"
 TX_ID_MAX: Final = 0xFFFFFFFF
 TRANSACTIONS_MAX: Final = 4096
 """Open transactions of one connection that no quota binds."""
-TRANSACTION_NODES_MAX: Final = 1 << 16
-"""Nodes that one transaction may touch when no quota binds it."""
 WATCHES_MAX: Final = 1 << 20
 """Watches of one connection that no quota binds."""
 
@@ -153,8 +151,7 @@ class Store:
         if tx_id in connection.transactions or not 0 < tx_id <= TX_ID_MAX:
             raise EINVAL
         connection.last_tx_id = tx_id
-        nodes = quotas["transaction-nodes"] - 1 if quotas is not None else TRANSACTION_NODES_MAX
-        transaction = Transaction(tx_id, self.tree, nodes if nodes >= 0 else TRANSACTION_NODES_MAX, connection.subject)
+        transaction = Transaction(tx_id, self.tree, connection.subject)
         self.items.transactions.insert((connection.id, tx_id), transaction)
         connection.transactions[tx_id] = transaction
         return transaction
@@ -262,6 +259,6 @@ class Store:
         def holds(domid: int) -> bool:
             return bool(any_domain) if domid == DOMID_ANY else domid in self.domains.known
 
-        if not self.domains.exists(acl[0][1]):
+        if not holds(acl[0][1]):
             raise ENOENT
         return (acl[0], *((access if holds(d) else access | IGNORED, d) for access, d in acl[1:]))

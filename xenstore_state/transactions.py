@@ -26,6 +26,8 @@ from xenstore_state.views import NEW, Face, Fired, Live, View
 
 LOG_MAX: Final = 16 << 20
 """Bytes that the log of one transaction may take, about; a sixteenth of it for a domain that quotas bind."""
+NODES_MAX: Final = 1 << 16
+"""Nodes that one transaction may touch when no quota says otherwise."""
 ENTRY_SIZE: Final = 256
 """Bytes a log entry takes beyond names and values, about."""
 
@@ -96,7 +98,6 @@ class Transaction(View):
         "_below",
         "_changes",
         "_hidden",
-        "_limit",
         "_relisted",
         "_since",
         "_size",
@@ -111,20 +112,16 @@ class Transaction(View):
         "tx_id",
     )
 
-    def __init__(self, tx_id: int, tree: Tree, limit: int, who: Subject) -> None:
-        """At most `limit` nodes may be touched; the one beyond dooms the transaction (ENOSPC, then ENOMEM at commit).
-
-        `who` is charged with the memory it takes.
-        """
+    def __init__(self, tx_id: int, tree: Tree, who: Subject) -> None:
+        """`who` is charged with the memory it takes."""
         super().__init__(tree)
         self._who = who
         self._since = tree.generation
         self.held = 0
         """Bytes that `who` is charged with."""
         self.stale = False
-        """A domain that it knows by its domid is no more: commit gives EAGAIN."""
+        """Commit gives EAGAIN: a domain that it knows by its domid is no more, or an answer would be another one now."""
         self.tx_id = tx_id
-        self._limit = limit
         self.seen: dict[Parts, Seen | None] = {}
         """Nodes by first access; None for one that was only ever written, about which there is nothing to remember."""
         self._changes: dict[Parts, Change] = {}
@@ -148,7 +145,6 @@ class Transaction(View):
         """Everything but what it has seen, as plain data."""
         return {
             "tx_id": self.tx_id,
-            "limit": self._limit,
             "changes": [(parts, c.value, c.acl, c.asked) for parts, c in self._changes.items()],
             "below": [(parts, list(names)) for parts, names in self._below.items()],
             "hidden": sorted(self._hidden),
@@ -162,7 +158,7 @@ class Transaction(View):
     @classmethod
     def restored(cls, tree: Tree, who: Subject, kept: dict[str, Any], seen: dict[Parts, Seen | None]) -> "Transaction":
         """The same again, from `kept`.  Its snapshots are gone; what they could not tell any more is listed live."""
-        transaction = cls(kept["tx_id"], tree, kept["limit"], who)
+        transaction = cls(kept["tx_id"], tree, who)
         transaction.seen = seen
         for parts, value, acl, asked in kept["changes"]:
             transaction._changes[parts] = Change(value, acl, asked=asked)
@@ -224,9 +220,12 @@ class Transaction(View):
         self._may_hold(who.domid, who, 1, "ENOMEM")
 
     def _count(self, parts: Parts) -> None:
-        if len(self.seen) >= self._limit and parts not in self.seen:
+        """Whether one more node may be touched.  Raises ENOSPC; then a commit cannot succeed."""
+        quotas = self._who.quotas
+        limit = (quotas["transaction-nodes"] if quotas is not None else 0) or NODES_MAX + 1
+        if len(self.seen) + 1 >= limit and parts not in self.seen:
             self.doomed = True
-            raise QuotaExceeded("ENOSPC", "transaction-nodes", self._limit + 1, len(self.seen) + 1)
+            raise QuotaExceeded("ENOSPC", "transaction-nodes", limit, len(self.seen) + 1)
 
     def find(self, parts: Parts) -> Face | None:
         """The node as the transaction sees it."""
@@ -428,13 +427,13 @@ class Transaction(View):
         self.stale = self.stale or any(names(acl, domid) for acl in acls)
 
     def commit(self, who: Subject) -> list[Fired]:
-        """Does everything again.  Raises EAGAIN if an answer differs, ENOMEM if doomed; then nothing changes."""
+        """Does everything again.  Raises ENOMEM if doomed, ENOSPC, EAGAIN if an answer differs; then nothing changes."""
         self.close()
         if self.doomed:
             raise StoreError("ENOMEM")
         if self.stale:
-            raise EAGAIN
-        plain = self._plain(who)
+            self._conflict(who)
+        plain = self._plain(who) if not self.stale else None
         if plain is not None:
             return self._assign(plain)
         tree = self.tree
@@ -447,9 +446,14 @@ class Transaction(View):
             for parts, change in self._changes.items():
                 node = tree.find(parts) if change.asked else None
                 if change.asked and (node is None or node.acl != change.acl):
-                    raise EAGAIN
-            if who.quotas and (self.created or tree.owned.get(who.domid, 0) > owned):
-                check(who.quotas, "nodes", tree.owned.get(who.domid, 0))
+                    self._conflict(who)
+            now = tree.owned.get(who.domid, 0)
+            if who.quotas and (self.created or now > owned):
+                if now >= owned:
+                    check(who.quotas, "nodes", now)
+                self._parents_fit(who.quotas, since)
+            if self.stale:
+                raise EAGAIN
         except StoreError:
             tree.rollback(before)
             raise
@@ -457,6 +461,23 @@ class Transaction(View):
             before.close()
         # In the order of first access; who could read a node before may learn of its change.
         return [(parts, fired[parts], acls.get(parts, NEW)) for parts in self.seen if parts in fired]
+
+    def _conflict(self, who: Subject) -> None:
+        """Raises EAGAIN, or remembers it: whoever has exceeded a quota is told of that (transaction.c: do_transaction_end)."""
+        if who.quotas is None:
+            raise EAGAIN
+        self.stale = True
+
+    def _parents_fit(self, limits: dict[str, int], since: int) -> None:
+        """Whether parents have room for the nodes made: others may have made some there meanwhile.  Raises ENOSPC."""
+        live = Live(self.tree)
+        for parts, below in self._below.items():
+            parent = self.tree.find(parts)
+            children = parent.children if parent is not None else None
+            if parent is None or children is None:
+                continue
+            if any(name in children and children[name].birth > since for name in below):
+                live._may_grow(parts, limits, parent.acl, parent.value)
 
     def _again(self, who: Subject, since: int) -> dict[Parts, Node | None]:
         """All of it.  What watches are told: the root of a subtree that is gone, or None for another change, by node."""
@@ -468,14 +489,13 @@ class Transaction(View):
         for operation, parts, arguments, error, answer in self.log:
             if error in _OUT_OF_QUOTA:
                 continue
+            now, said = None, ""
             try:
                 now = getattr(live, operation)(parts, *arguments, unlimited)
             except StoreError as e:
-                if e.name != error:
-                    raise EAGAIN from None
-                continue
-            if error or (operation not in _CHANGING and now != answer):
-                raise EAGAIN
+                said = e.name
+            if said != error or (operation not in _CHANGING and now != answer):
+                self._conflict(who)
             if operation in _CHANGING and now:
                 removed = now[0][1]
                 if removed is None:

@@ -18,7 +18,7 @@ changed since the last one.  Two copies to which the same was done in the same o
 permission list that differs shows.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, TypeVar
 from zlib import crc32
 
@@ -34,7 +34,8 @@ except ImportError:  # it is there where this is compiled, and says nothing to a
         return lambda it: it
 
 
-from xenstore_state.access import IGNORED, Acl, names
+from protocol.ops import DOMID_FIRST_RESERVED
+from xenstore_state.access import IGNORED, Acl, mentions
 from xenstore_state.quotas import NODE_ENTRY, NODE_HEADER
 
 IMAGES_MAX: Final = 200_000
@@ -99,7 +100,9 @@ class Tree:
         self.memory: dict[int, int] = {}
         """Bytes of nodes by owner's domid, `UNCHARGED` apart: what `quotas.node_size` counts, and the path."""
         self._named: dict[int, dict[Parts, None]] = {}
-        """Where nodes stand whose list names a domain, or did."""
+        """Where nodes stand whose list names a domain, or did, in an entry that counts: so there are few such domains."""
+        self._ignored: set[int] = set()
+        """Domains for which there may be entries that do not count, anywhere."""
         self._index_limits: dict[int, int] = {}
         self._overgrown: set[int] = set()
         """Domains whose index is to be looked through, once nothing can be rolled back any more."""
@@ -268,7 +271,11 @@ class Tree:
 
     def _index(self, parts: Parts, acl: Acl) -> None:
         for access, domid in acl:
-            if domid == UNCHARGED or access & IGNORED:
+            if access & IGNORED:
+                if domid < DOMID_FIRST_RESERVED:
+                    self._ignored.add(domid)
+                continue
+            if domid == UNCHARGED:
                 continue
             named = self._named.setdefault(domid, {})
             named[parts] = None
@@ -289,15 +296,19 @@ class Tree:
 
     def _names(self, parts: Parts, domid: int) -> bool:
         node = self.find_any(parts)
-        return node is not None and names(node.acl, domid)
+        return node is not None and mentions(node.acl, domid)
 
     def naming(self, domid: int) -> list[Parts]:
         """Where all nodes stand, special ones too, whose permission list names a domain, in the order of a walk."""
-        return sorted((parts for parts in self._named.get(domid, ()) if self._names(parts, domid)), key=self._place)
+        places: Iterable[Parts] = self._named.get(domid, ())
+        if domid in self._ignored:
+            places = [*((b"", name) for name in self.specials), *(parts for parts, _ in walk_places(self))]
+        return sorted((parts for parts in places if self._names(parts, domid)), key=self._place)
 
     def forget(self, domid: int) -> None:
         """No node names this domain any more."""
         self._named.pop(domid, None)
+        self._ignored.discard(domid)
         self._index_limits.pop(domid, None)
 
     def _place(self, parts: Parts) -> tuple[int, ...]:
@@ -497,6 +508,16 @@ def _charge(node: Node, path_length: int) -> int:
     if node.children:
         size += sum(map(len, node.children)) + len(node.children)
     return size
+
+
+def walk_places(tree: Tree) -> Iterator[tuple[Parts, Node]]:
+    """All nodes of the tree with their places, parents first, in order of creation."""
+    stack: list[tuple[Parts, Node]] = [((), tree.root)]
+    while stack:
+        parts, node = stack.pop()
+        yield parts, node
+        if node.children:
+            stack += [((*parts, name), child) for name, child in reversed(node.children.items())]
 
 
 def walk(node: Node) -> Iterator[Node]:

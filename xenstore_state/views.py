@@ -124,6 +124,8 @@ class View:
         while self.find(parts[:depth]) is None:
             depth -= 1
         self._may_grow(parts[:depth], who.quotas, parent.acl, parent.value, parts[depth])
+        for name in parts[depth + 1 :]:
+            self._may_be(who.quotas, node_size(b"", len(parent.acl), len(name) + 1))
         levels, length = range(depth + 1, len(parts) + 1), sum(map(len, parts)) + len(parts)
         size = len(levels) * (node_size(b"", len(parent.acl), 0) + length) + len(value)
         self._may_hold(who.domid, who, size, "EIO")
@@ -147,10 +149,13 @@ class View:
             if names > limit:
                 break  # enough: a node that large is too large anyway
             names += len(name) + 1
-        size = node_size(value, len(acl), names)
-        if exceeds(size, limit):
+        self._may_be(limits, node_size(value, len(acl), names))
+
+    def _may_be(self, limits: dict[str, int], size: int) -> None:
+        """Whether a node may be of this size."""
+        if exceeds(size, limits["node-size"]):
             self.doom()
-            raise QuotaExceeded("ENOSPC", "node-size", limit, size)
+            raise QuotaExceeded("ENOSPC", "node-size", limits["node-size"], size)
 
     def rm(self, parts: Parts, who: Subject) -> list[Fired]:
         """Removes a node with everything below it.  A missing one is fine as long as its parent exists; the root stays."""

@@ -191,6 +191,7 @@ class Harness:
         self.model.exist.discard(domid)
         known = domid in self.model.domains
         wanted = self.model.events(self.model.end_of(domid)) if known else {}
+        self.model.forget_targets()
         said = plain(self.destroy_domain(domid))
         self.script.domain(domid, "destroy", said)
         for number in self.model.connections:

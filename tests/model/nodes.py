@@ -244,10 +244,7 @@ class Tree:
         return [path] + [p for name in self.children(path) for p in self.walk(prefix + b"/" + name)]
 
     def forget(self, domid: int) -> list[Happening]:
-        """A domain is no more: its nodes go, and what it was given (XSA-322).  Root and special nodes pass to domain 0.
-
-        An entry that never counted, because there was no such domain when it was written, stays: it gives nobody anything.
-        """
+        """A domain is no more: its nodes go, and what it was given (XSA-322).  Root and special nodes pass to domain 0."""
         told: list[Happening] = []
         special = [path for path in self.nodes if path[:1] == b"@"]
         for path in [*special, *self.walk()]:
@@ -260,7 +257,7 @@ class Tree:
             owner = acl[0]._replace(domid=0) if acl[0].domid == domid else acl[0]
             kept = [entry._replace(counts=entry.counts and entry.domid != domid) for entry in acl[1:]]
             if not self.keeps_entries:
-                kept = [entry for entry in acl[1:] if entry.domid != domid or not entry.counts]
+                kept = [entry for entry in acl[1:] if entry.domid != domid]
             self.nodes[path] = Node(value, (owner, *kept))
         return told
 

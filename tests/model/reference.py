@@ -172,6 +172,7 @@ class Reference:
             elif op in ON_DOMAINS:
                 answer, happened = self._on_domain(op, payload)
                 events = self.events(happened)
+                self.forget_targets()
             else:
                 assert reply[0] in {op, ERROR}
                 op, answer = reply
@@ -296,8 +297,10 @@ class Reference:
         who = self.who(by)._replace(full=False)
         after, outcomes = again(self.tree, who, transaction.requests)
         same = outcomes == [asked.outcome for asked in transaction.log] and not transaction.gives_to_the_dead
-        mine, limit = after.owned(by.domid), self.domains[by.domid].quotas["nodes"]
-        too_many = by.bound and mine >= limit
+        mine, before = after.owned(by.domid), self.tree.owned(by.domid)
+        too_many = by.bound and mine >= max(before, self.domains[by.domid].quotas["nodes"])
+        if too_many and (reply == (ERROR, b"ENOSPC\0") or mine > before):
+            raise Refused("ENOSPC")
         if reply == (ERROR, b"EAGAIN\0"):
             moved = transaction.loose or self._lists_moved(who, transaction)
             if same and not moved:
@@ -305,8 +308,6 @@ class Reference:
             raise Refused("EAGAIN")
         if not same:
             raise Disagreement("commit", reply, f"EAGAIN: {transaction.log} are {outcomes} now")
-        if too_many and (reply[0] == ERROR or mine > self.tree.owned(by.domid)):
-            raise Refused("ENOSPC")
         happened = told_at_commit(self.tree, who, transaction.requests)
         self._becomes(after)
         return OK, happened
@@ -421,10 +422,13 @@ class Reference:
         happened = tree.forget(domid)
         self._becomes(tree)
         del self.domains[domid]
-        for other, domain in self.domains.items():
-            if domain.target == domid:
-                self._set_target(other, None)
         return happened + (self._about_domains(b"@releaseDomain", domid) if introduced else [])
+
+    def forget_targets(self) -> None:
+        """Of domains that have ended; who stood in for one was still told of its nodes."""
+        for domid, domain in self.domains.items():
+            if domain.target is not None and domain.target not in self.domains:
+                self._set_target(domid, None)
 
     def _about_domains(self, name: bytes, domid: int) -> list[Happening]:
         lists = (self.tree.acl(name), self.tree.acl(b"/"))

@@ -65,8 +65,7 @@ def told_at_commit(before: Tree, who: Who, requests: list[Request]) -> list[Happ
                 (quiet if exact else loud)[path] = lists if exact else lists[:1]
     told = []
     for path, lists in loud.items():
-        # One that went away by name counts as gone, even if it was made again.
-        of = [(before, path), (tree, parent_of(path)), *([] if lists else [(tree, path)])]
+        of = [(before, path), (tree, parent_of(path)), (tree, path)]
         there = tuple(t.acl(p) for t, p in of if p in t.nodes)
         told.append(Happening(path, False, (*lists, *there)))
     spoken_of = {each.path for each in told}
@@ -94,5 +93,5 @@ class Transaction:
         lists = [
             request.acl for request, outcome in self.log if request.op == SET_PERMS and not isinstance(outcome, str)
         ]
-        if any(entry.domid == domid for acl in lists for entry in acl):
+        if any(entry.domid == domid and entry.counts for acl in lists for entry in acl):
             self.gives_to_the_dead = True

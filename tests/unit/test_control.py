@@ -72,13 +72,14 @@ def test_a_trace_file_that_is_full_ends_the_trace(store: Embedded, monkeypatch: 
 
 
 def test_a_memory_report_goes_to_the_log_or_to_a_file(
-    store: Embedded, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    store: Embedded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(control, "LIBRARY", str(tmp_path))
     caplog.set_level("INFO")
     assert asks(store, "memreport") == "OK"
     assert caplog.messages[-1].startswith("memreport: nodes 3, watches 0, connections ")
     file = tmp_path / "report"
-    assert asks(store, "memreport", str(file)) == asks(store, "memreport", str(file)) == "OK"
+    assert asks(store, "memreport", str(file)) == asks(store, "memreport", "report") == "OK"
     assert [line.split(",")[0] for line in file.read_text().splitlines()] == ["nodes 3"] * 2
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     for where in (tmp_path / "link", tmp_path / "none" / "report", tmp_path):

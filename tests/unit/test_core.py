@@ -432,6 +432,14 @@ def test_a_guest_asking_for_a_special_node_that_is_none_is_refused(world: World)
     assert world.ask(GET_PERMS, b"@foo\0") == "ENOENT"
 
 
+@pytest.mark.parametrize(("features", "answer"), [(6, "ENOENT"), (14, "EPERM")])
+def test_any_domain_is_no_owner_for_whom_that_was_not_offered(world: World, features: int, answer: str) -> None:
+    """domain.c: domain_alloc_permrefs: it is a domain that does not exist, which comes before anything else."""
+    world.core.store.domains.known.find(5).features = features
+    assert world.guest_asks(SET_PERMS, HOME + b"\0n32757\0") == answer
+    assert world.guest_asks(SET_PERMS, b"/a//b\0n32757\0") == ("ENOENT" if features == 6 else "EINVAL")
+
+
 def test_a_closed_connection_is_told_nothing(world: World) -> None:
     watched(world, b"/x", by=world.guest)
     world.core.store.disconnect(world.guest)

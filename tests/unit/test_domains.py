@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import StoreError
-from protocol.ops import DOMID_ANY
+from protocol.ops import DOMID_ANY, FEATURE_DOMID_ANY
 from protocol.ring import ERROR_RING_INDEX
 from recovery_box.items import Connection, ItemError
 from tests.model.support import examples
@@ -394,8 +394,24 @@ def test_an_entry_for_a_domain_that_does_not_exist_yet_does_not_come_to_mean_it(
     assert world.outcome(effects.READ, b"/a", by=8) == ""
 
 
+def test_an_entry_that_never_counted_goes_with_the_domain_that_it_names(world: World) -> None:
+    """domain.c: domain_tree_remove_sub"""
+    for path in (b"/a", b"/a/b", RELEASE_DOMAIN):
+        if path[:1] == b"/":
+            world.does(effects.WRITE, path, b"")
+        world.does(effects.SET_PERMS, path, ((NONE, 0), (BOTH, 8), (READ, 9), (READ, 5)))
+    for _ in range(2):
+        world.begin(8)
+        world.store.remove_domain(8)
+        for path in (b"/a", b"/a/b", RELEASE_DOMAIN):
+            assert world.acl(path) == ((NONE, 0), (READ | IGNORED, 9), (READ, 5))
+
+
 def test_nobody_can_give_a_node_to_a_domain_that_does_not_exist(world: World) -> None:
     assert world.outcome(effects.SET_PERMS, b"/tool", ((NONE, 8),)) == "ENOENT"
+    assert world.outcome(effects.SET_PERMS, b"/tool", ((NONE, DOMID_ANY),)) == ""
+    world.domain(5).features &= ~FEATURE_DOMID_ANY
+    assert world.outcome(effects.SET_PERMS, world.home(5), ((NONE, DOMID_ANY),), by=5) == "ENOENT"
 
 
 @pytest.mark.parametrize(

@@ -228,6 +228,52 @@ def test_a_transaction_that_removes_as_much_as_it_makes_fits() -> None:
     assert world.owned == 1
 
 
+def test_a_transaction_that_removes_more_than_it_makes_fits_whatever_came_meanwhile() -> None:
+    """domain.c: domain_quota_add_exceeds: what becomes less is never too much."""
+    world = World()
+    world.does(WRITE, b"/o\0")
+    world.does(SET_PERMS, b"/o\0n5\0")
+    for name in (b"a", b"b", b"c"):
+        assert world.tries(WRITE, name + b"\0") == OK
+    world.limit("nodes", 7)
+    tx = world.starts()
+    assert world.tries(WRITE, b"new\0", tx) == OK
+    for n in range(5):
+        world.does(WRITE, b"/o/%d\0" % n)
+    assert world.tries(RM, b"a\0", tx) == OK
+    unchanged = world.starts()
+    assert world.tries(WRITE, b"other\0", unchanged) == "ENOSPC"
+    for name in (b"b", b"c"):
+        assert world.tries(RM, name + b"\0", tx) == OK
+    assert world.tries(END, b"T\0", tx) == OK
+    assert world.owned == 8
+
+
+def test_a_transaction_that_makes_as_much_as_it_removes_is_counted() -> None:
+    world = World(nodes=4)
+    assert world.tries(WRITE, b"a\0") == OK
+    tx = world.starts()
+    assert [world.tries(WRITE, b"b\0", tx), world.tries(RM, b"a\0", tx)] == [OK, OK]
+    for name in (b"/x", b"/y"):
+        world.does(WRITE, HOME + name + b"\0")
+    assert world.tries(END, b"T\0", tx) == "ENOSPC"
+
+
+@pytest.mark.parametrize("limit", [5, 8])
+def test_a_quota_is_looked_at_before_conflicts_are(limit: int) -> None:
+    """transaction.c: do_transaction_end: to try again would be of no use."""
+    world = World()
+    world.does(WRITE, HOME + b"/r\0")
+    world.limit("nodes", limit)
+    tx = world.starts()
+    assert world.tries(READ, b"r\0", tx) == b""
+    for n in range(4):
+        assert world.tries(WRITE, b"%d\0" % n, tx) == OK
+    world.does(WRITE, HOME + b"/r\0changed")
+    assert world.tries(END, b"T\0", tx) == ("ENOSPC" if limit == 5 else "EAGAIN")
+    assert world.owned == 2
+
+
 # ---- sizes
 
 
@@ -267,6 +313,42 @@ def test_names_of_children_count_for_their_parent() -> None:
     assert world.tries(WRITE, b"p/c\0") == OK
 
 
+def test_children_from_several_transactions_fit_into_their_parent_together() -> None:
+    """Each does alone; and they do not conflict."""
+    world = World(node_size=100)
+    assert world.tries(WRITE, b"p/0\0") == OK
+    ids = [world.starts() for _ in range(4)]
+    for n, tx in enumerate(ids):
+        assert world.tries(WRITE, b"p/" + b"%d" % n * 30 + b"\0", tx) == OK
+    assert world.tries(WRITE, b"p/0\0changed", ids[3]) == OK
+    owned = world.owned
+    assert [world.tries(END, b"T\0", tx) for tx in ids] == [OK, OK, "ENOSPC", "ENOSPC"]
+    assert world.owned == owned + 2
+    assert world.tries(WRITE, b"p\0") == OK
+
+
+def test_a_parent_that_is_too_large_already_takes_values_below_it_in_a_transaction() -> None:
+    world = World()
+    for name in (b"/p", b"/p/child"):
+        world.does(WRITE, HOME + name + b"\0" + bytes(90))
+    assert world.tries(WRITE, b"q\0") == OK
+    world.limit("node-size", 50)
+    tx = world.starts()
+    assert world.tries(WRITE, b"p/child\0", tx) == OK
+    assert world.tries(WRITE, b"q/new\0", tx) == OK
+    assert world.tries(END, b"T\0", tx) == OK
+
+
+@pytest.mark.parametrize("made_before", [False, True])
+def test_names_of_children_count_for_parents_that_are_made_on_the_way(made_before: bool) -> None:
+    world = World()
+    if made_before:
+        assert world.tries(WRITE, b"a/b\0") == OK
+    assert world.tries(WRITE, b"a/b/" + b"x" * 2030 + b"\0") == "ENOSPC"
+    assert world.tries(WRITE, b"a/b/" + b"x" * 2022 + b"\0") == OK
+    assert world.tries(WRITE, b"a/b\0") == OK
+
+
 def test_a_node_that_is_too_large_can_be_written_smaller_only_within_the_quota() -> None:
     """Removing it, or what is below it, is always allowed."""
     world = World()
@@ -292,6 +374,19 @@ def test_a_transaction_that_touches_too_many_nodes_is_doomed() -> None:
     for n in range(4):
         assert world.tries(WRITE, b"a\0%d" % n, tx) == OK  # always the same two: the node and its parent
     assert world.tries(WRITE, b"c/d/e\0", tx) == "ENOSPC"
+    assert world.tries(END, b"T\0", tx) == "ENOMEM"
+
+
+def test_how_many_nodes_a_transaction_may_touch_is_looked_up_whenever_it_touches_one() -> None:
+    """transaction.c: access_node"""
+    world = World(transaction_nodes=3)
+    tx = world.starts()
+    world.limit("transaction-nodes", 0)
+    for n in range(10):
+        assert world.tries(WRITE, b"%d\0" % n, tx) == OK
+    world.limit("transaction-nodes", 5)
+    assert world.tries(WRITE, b"0\0again", tx) == OK
+    assert world.tries(READ, b"new\0", tx) == "ENOSPC"
     assert world.tries(END, b"T\0", tx) == "ENOMEM"
 
 

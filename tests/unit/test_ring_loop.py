@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.ops import Op
+from protocol.ops import FEATURE_ERROR, FEATURE_WATCH_DEPTH, Op
 from protocol.ring import (
     CONNECTED,
     CONNECTION,
@@ -568,6 +568,67 @@ def test_a_ring_with_an_error_is_left_alone_and_an_introduction_revives_it(world
     guest.looks()
     assert guest.words[ERROR] == 0
     assert guest.does((Op.WRITE, b"a\0b"), (Op.READ, b"a\0")) == [OK, b"b"]
+
+
+def test_one_that_is_introduced_again_is_served_on_the_port_of_the_request(world: World) -> None:
+    """domain.c: introduce_domain: the page's own port is for the first time."""
+    guest = world.introduced(5)
+    guest.words[EVTCHN_PORT] = PORT + 4
+    assert world.toolstack.does(Op.INTRODUCE, b"5\0000\000%d\0" % PORT) == OK
+    guest.looks()
+    assert guest.does((Op.GET_DOMAIN_PATH, b"5\0")) == [b"/local/domain/5\0"]
+
+
+def test_a_page_that_names_a_port_decides_the_first_time(world: World) -> None:
+    guest = world.guest(5)
+    guest.words[EVTCHN_PORT] = PORT
+    assert world.toolstack.does(Op.INTRODUCE, b"5\0000\000%d\0" % (PORT + 4)) == OK
+    guest.looks()
+    assert guest.does((Op.GET_DOMAIN_PATH, b"5\0")) == [b"/local/domain/5\0"]
+
+
+@pytest.mark.parametrize(("features", "shown"), [(FEATURE_WATCH_DEPTH, 0), (FEATURE_ERROR, ERROR_RING_INDEX)])
+def test_an_error_is_shown_to_whom_that_was_offered(world: World, features: int, shown: int) -> None:
+    guest = world.guest(5)
+    assert world.toolstack.does(Op.SET_FEATURE, b"5\0%d\0" % features) == OK
+    assert world.toolstack.does(Op.INTRODUCE, b"5\0000\000%d\0" % PORT) == OK
+    guest.words[REQ_PROD] += RING_SIZE + 1
+    guest.kicks()
+    for _ in range(2):
+        world.settle()
+        assert guest.words[ERROR] == shown
+        world.dies()
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_who_stands_in_for_a_domain_is_told_of_its_nodes_end(world: World, released: bool) -> None:
+    stub, _ = world.introduced(5), world.introduced(6, port=9)
+    assert world.toolstack.does(Op.SET_TARGET, b"5\0006\0") == OK
+    assert world.toolstack.does(Op.WRITE, b"/local/domain/6/dev\0") == OK
+    stub.does((Op.WATCH, strings(b"/local/domain/6/dev", b"t")))
+    if released:
+        assert world.toolstack.does(Op.RELEASE, b"6\0") == OK
+    else:
+        world.xen.destroy(6)
+        world.xen.virq()
+        world.settle()
+    stub.looks()
+    assert [m.payload for m in stub.take()] == [b"/local/domain/6/dev\0t\0"]
+    world.introduced(6, port=9)
+    assert stub.does((Op.READ, b"/local/domain/6\0")) == [b"EACCES\0"]
+
+
+def test_a_request_whose_reply_and_events_wait_is_outstanding_once(world: World) -> None:
+    busy, deaf = world.introduced(5), world.introduced(6, port=9)
+    assert world.toolstack.does(Op.SET_PERMS, strings(b"/local/domain/5", b"n5", b"r6")) == OK
+    deaf.sends((Op.WATCH, strings(b"/local/domain/5", b"t" * 900)))  # one such event fills its ring
+    busy.sends((Op.WRITE, b"v\0" + bytes(1000)), (Op.READ, b"v\0"))  # so does this reply
+    world.settle()
+    limit = world.store.domains.quotas["outstanding"]
+    busy.sends(*[(Op.WRITE, b"n%d\0" % k) for k in range(limit + 10)])
+    world.settle()
+    assert b"outstanding      :       %d" % limit in world.toolstack.does(Op.CONTROL, b"quota\0005\0")
+    assert world.toolstack.does(Op.DIRECTORY, b"/local/domain/5\0").count(b"n") == limit - 1  # the READ is one
 
 
 def test_requests_whose_events_others_do_not_read_stay_outstanding_when_logic_dies(world: World) -> None:

@@ -398,12 +398,12 @@ def test_what_a_guests_transaction_remembers_is_bounded(requests: list[tuple[int
 # ---- what watchers are told
 
 
-def told(world: World, which: int = 0) -> list[bytes]:
-    """Paths of the events that the toolstack's watch on `/` gets for a commit, in order."""
+def told(world: World, which: int = 0, whom: int = TOOLSTACK, token: bytes = b"all") -> list[bytes]:
+    """Paths of the events that a watch (the toolstack's on `/`) gets for a commit, in order."""
     client = world.clients[which]
     turn = world.all.store.feed(client, message(END, world.ids[which], b"T\0"))
-    events = [content for op, _, _, content in messages(turn.output[TOOLSTACK]) if op == reference.EVENT]
-    return [event.split(b"\0")[0] for event in events if event.split(b"\0")[1] == b"all"]
+    events = [content for op, _, _, content in messages(turn.output.get(whom, b"")) if op == reference.EVENT]
+    return [event.split(b"\0")[0] for event in events if event.split(b"\0")[1] == token]
 
 
 def test_events_come_in_the_order_in_which_nodes_were_first_accessed(world: World) -> None:
@@ -425,3 +425,28 @@ def test_a_node_removed_before_its_parent_is_told(world: World) -> None:
     world.inside(0, RM, b"/w/x")
     world.inside(0, RM, b"/w")
     assert sorted(told(world)) == [b"/w", b"/w/x"]
+
+
+def test_what_goes_with_a_removed_node_is_told_where_it_was_first_accessed(world: World) -> None:
+    """transaction.c: finalize_transaction; what was never asked for comes with the removal."""
+    for path in (b"/w/x/y", b"/w/x/y/v", b"/w/x/z"):
+        world.do(WRITE, path)
+        world.all.ask(TOOLSTACK, WATCH, 0, path + b"\0all\0")
+    world.inside(0, READ, b"/w/x/y/v")
+    world.inside(0, WRITE, b"/w/other")
+    world.inside(0, RM, b"/w/x")
+    world.inside(0, READ, b"/w/x/z")
+    assert told(world) == [b"/w/x/y/v", b"/w/other", b"/w/x", b"/w/x/y", b"/w/x/z"]
+
+
+@pytest.mark.parametrize(("entries", "heard"), [(b"n0\0r6\0", [b"/w/x"]), (b"n0\0", [])])
+def test_who_may_read_a_node_that_was_removed_and_made_again_is_told(
+    world: World, entries: bytes, heard: list[bytes]
+) -> None:
+    """watch.c: watch_permitted: the node as it is now decides, too."""
+    world.do(SET_PERMS, b"/w", b"n0\0")
+    world.do(SET_PERMS, b"/w/x", b"n0\0")
+    world.inside(0, RM, b"/w/x")
+    world.inside(0, WRITE, b"/w/x", b"new")
+    world.inside(0, SET_PERMS, b"/w/x", entries)
+    assert told(world, whom=SIX, token=b"six") == heard
