@@ -138,7 +138,7 @@ def _quota(core: "Core", by: Connection, arguments: list[str]) -> str:
         case ["max"]:
             return _peaks(core)
         case ["max", "-r"]:
-            core.store.domains.peaks.clear()
+            core.perform(effects.FORGET_PEAKS, by)
             return _peaks(core)
         case [domid] if domid != "set":
             return _usage(core, atoi(domid.encode("latin1")))
@@ -196,12 +196,9 @@ def _usage(core: "Core", domid: int) -> str:
     domain = core.store.domains.known.get(domid)
     if domain is None:
         raise ENOENT
-    used = _used(core, domid)
-    for name, amount in used.items():
-        domain.peaks[name] = max(domain.peaks.get(name, 0), amount)
     lines = [
-        f"{name:<17}: {amount:8} (max {domain.peaks[name]:8}){_refused(domain, name)}\n"
-        for name, amount in used.items()
+        f"{name:<17}: {amount:8} (max {max(domain.peaks.get(name, 0), amount):8}){_refused(domain, name)}\n"
+        for name, amount in _used(core, domid).items()
     ]
     return f"Domain {domid}:\n" + "".join(lines)
 
@@ -212,7 +209,7 @@ def _refused(domain: Domain, quota: str) -> str:
 
 
 def _peaks(core: "Core") -> str:
-    peaks = core.store.domains.peaks
+    peaks = dict(core.store.domains.peaks)
     for domain in core.store.domains.known:
         if domain.domid:  # of domains that quotas bind
             for name, amount in _used(core, domain.domid).items():

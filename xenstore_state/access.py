@@ -21,7 +21,7 @@ Acl = tuple[tuple[int, int], ...]
 class Subject:
     """On whose behalf a request acts: a domain, and the domain it may stand in for (SET_TARGET)."""
 
-    __slots__ = ("domid", "held", "privileged", "quotas", "target")
+    __slots__ = ("domid", "held", "peaks", "privileged", "quotas", "target")
 
     def __init__(self, domid: int, *, privileged: bool, quotas: dict[str, int] | None = None) -> None:
         self.domid = domid
@@ -29,6 +29,8 @@ class Subject:
         self.quotas = quotas
         """Limits that bind it, None if none do."""
         self.target: int | None = None
+        self.peaks: tuple[dict[str, int], ...] = ()
+        """Where the most that it ever used of each quota is noted."""
         self.held = 0
         """Bytes of watches and transactions that it is charged with."""
 

@@ -53,6 +53,7 @@ RESTART: Final = 29
 SNAPSHOT: Final = 30
 ROLLBACK: Final = 31
 DIGEST: Final = 32
+FORGET_PEAKS: Final = 33
 
 GLOBAL: Final = -1
 """In place of a domid: the global quotas, which new domains copy."""
@@ -180,6 +181,13 @@ def set_quota(store: Store, by: Connection, domid: int, name: str, value: int) -
     if domain is None:
         raise ENOENT
     domain.quotas[name] = value
+
+
+def forget_peaks(store: Store, by: Connection) -> None:
+    """CONTROL quota max -r: from now on the most that any domain uses of each quota is noted anew."""
+    if not by.privileged:
+        raise EINVAL
+    store.domains.peaks.clear()
 
 
 def set_feature(store: Store, by: Connection, domid: int, features: int) -> None:
@@ -359,6 +367,7 @@ EFFECTS: Final = {
     SNAPSHOT: Effect((str,), snapshot),
     ROLLBACK: Effect((str,), rollback),
     DIGEST: Effect((int,), digest),
+    FORGET_PEAKS: Effect((), forget_peaks),
 }
 
 PERFORM: Final = {kind: effect.perform for kind, effect in EFFECTS.items()}

@@ -8,6 +8,7 @@ Knows who counts what by name only; counting is done where the things are.
 from typing import Final, NamedTuple
 
 from protocol.errors import StoreError
+from xenstore_state.access import Subject
 
 
 class Quota(NamedTuple):
@@ -84,6 +85,16 @@ def check(values: dict[str, int], quota: str, value: int, error: str = "ENOSPC")
     limit = values[quota]
     if limit and value >= limit:
         raise QuotaExceeded(error, quota, limit, value)
+
+
+def claim(who: Subject, quota: str, value: int, error: str = "ENOSPC") -> None:
+    """The same for what a subject comes to use, with the most that it ever did.  Raises `QuotaExceeded`."""
+    if who.quotas is None:
+        return
+    check(who.quotas, quota, value, error)
+    for peaks in who.peaks:
+        if value > peaks.get(quota, 0):
+            peaks[quota] = value
 
 
 def exceeds(value: int, quota: int) -> bool:

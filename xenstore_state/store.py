@@ -13,7 +13,7 @@ from protocol.permissions import READ
 from recovery_box.items import Connection, Items
 from xenstore_state.access import IGNORED, Acl, Subject, without
 from xenstore_state.domains import PRIVILEGED, Domain, Domains
-from xenstore_state.quotas import check
+from xenstore_state.quotas import claim
 from xenstore_state.snapshots import Copy
 from xenstore_state.transactions import Transaction
 from xenstore_state.tree import Node, Parts, Tree, is_special
@@ -69,6 +69,7 @@ class Store:
         )
         if bound and domain is not None:
             connection.subject.target = domain.target
+            connection.subject.peaks = domain.peaks, self.domains.peaks
 
     def disconnect(self, connection: Connection) -> None:
         """The end of a connection: its watches and transactions go with it."""
@@ -104,8 +105,8 @@ class Store:
         if subject.quotas is not None:
             size = len(path) + len(token)
             if checked:
-                check(subject.quotas, "watches", count)
-                check(subject.quotas, "memory", self.memory(subject) + size, "ENOMEM")
+                claim(subject, "watches", count)
+                claim(subject, "memory", self.memory(subject) + size, "ENOMEM")
             subject.held += size
         elif count > WATCHES_MAX:
             raise ENOSPC
@@ -143,9 +144,8 @@ class Store:
     def start(self, connection: Connection, tx_id: int) -> Transaction:
         """Opens a transaction.  Raises ENOSPC."""
         count = len(connection.transactions) + 1
-        quotas = connection.subject.quotas
-        if quotas is not None:
-            check(quotas, "transactions", count)
+        if connection.subject.quotas is not None:
+            claim(connection.subject, "transactions", count)
         elif count > TRANSACTIONS_MAX:
             raise ENOSPC
         if tx_id in connection.transactions or not 0 < tx_id <= TX_ID_MAX:

@@ -20,7 +20,7 @@ from typing import Any, Final
 from protocol.errors import EAGAIN, ENOSPC, StoreError
 from protocol.permissions import WRITE
 from xenstore_state.access import Acl, Subject, inherited, names, rights
-from xenstore_state.quotas import QuotaExceeded, check, node_size
+from xenstore_state.quotas import QuotaExceeded, claim, node_size
 from xenstore_state.tree import Node, Parts, Snapshot, SnapshotLost, Tree, walk
 from xenstore_state.views import NEW, Face, Fired, Live, View
 
@@ -450,7 +450,7 @@ class Transaction(View):
             now = tree.owned.get(who.domid, 0)
             if who.quotas and (self.created or now > owned):
                 if now >= owned:
-                    check(who.quotas, "nodes", now)
+                    claim(who, "nodes", now)
                 self._parents_fit(who.quotas, since)
             if self.stale:
                 raise EAGAIN

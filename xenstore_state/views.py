@@ -16,7 +16,7 @@ from typing import Final, Protocol
 from protocol.errors import EACCES, EINVAL, ENOENT, StoreError
 from protocol.permissions import READ, WRITE
 from xenstore_state.access import OWNER, Acl, Subject, inherited, rights
-from xenstore_state.quotas import QuotaExceeded, check, exceeds, node_size
+from xenstore_state.quotas import QuotaExceeded, claim, exceeds, node_size
 from xenstore_state.tree import UNCHARGED, Node, Parts, Tree, is_special
 
 SPECIAL: Final = (b"",)
@@ -118,7 +118,7 @@ class View:
             raise StoreError("EACCES")
         if who.quotas is None:
             return
-        check(who.quotas, "nodes", self.tree.owned.get(who.domid, 0) + 1)
+        claim(who, "nodes", self.tree.owned.get(who.domid, 0) + 1)
         self._may_grow(parts, who.quotas, parent.acl, value)
         depth = len(parts) - 1
         while self.find(parts[:depth]) is None:
@@ -136,7 +136,7 @@ class View:
             return
         held = self.tree.memory.get(owner, 0) + (who.held if owner == who.domid else 0)
         try:
-            check(who.quotas, "memory", held + size, error)
+            claim(who, "memory", held + size, error)
         except QuotaExceeded:
             self.doom()
             raise
