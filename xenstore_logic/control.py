@@ -192,13 +192,22 @@ def _used(core: "Core", domid: int) -> dict[str, int]:
     return used
 
 
+def _used_and_noted(core: "Core", domain: Domain) -> dict[str, int]:
+    """The same; what others have given it, and what is outstanding, is noted as the most so far only here."""
+    used = _used(core, domain.domid)
+    for peaks in (domain.peaks, core.store.domains.peaks) if domain.domid else (domain.peaks,):
+        for name, amount in used.items():
+            peaks[name] = max(peaks.get(name, 0), amount)
+    return used
+
+
 def _usage(core: "Core", domid: int) -> str:
     domain = core.store.domains.known.get(domid)
     if domain is None:
         raise ENOENT
     lines = [
-        f"{name:<17}: {amount:8} (max {max(domain.peaks.get(name, 0), amount):8}){_refused(domain, name)}\n"
-        for name, amount in _used(core, domid).items()
+        f"{name:<17}: {amount:8} (max {domain.peaks[name]:8}){_refused(domain, name)}\n"
+        for name, amount in _used_and_noted(core, domain).items()
     ]
     return f"Domain {domid}:\n" + "".join(lines)
 
@@ -209,11 +218,10 @@ def _refused(domain: Domain, quota: str) -> str:
 
 
 def _peaks(core: "Core") -> str:
-    peaks = dict(core.store.domains.peaks)
+    peaks = core.store.domains.peaks
     for domain in core.store.domains.known:
         if domain.domid:  # of domains that quotas bind
-            for name, amount in _used(core, domain.domid).items():
-                peaks[name] = max(peaks.get(name, 0), amount)
+            _used_and_noted(core, domain)
     return "Max. seen accounting values:\n" + "".join(f"{n:<17}: {peaks.get(n, 0):8}\n" for n in quotas.QUOTAS)
 
 

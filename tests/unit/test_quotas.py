@@ -4,6 +4,8 @@ Through the core in-process, with a guest (domain 5) whose home is `/local/domai
 records that a lying Logic might publish.
 """
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +14,7 @@ from recovery_box.items import Connection
 from tests.model.harness import answer
 from tests.model.support import examples
 from xenstore_logic.embedded import Embedded
-from xenstore_state import effects, quotas
+from xenstore_state import checkpoint, effects, quotas
 from xenstore_state.records import Applier, BadRecord, encode
 from xenstore_state.store import Store
 
@@ -499,3 +501,22 @@ def test_a_record_beyond_a_quota_is_not_believed(
         sum(k == effects.WATCH for k, _ in steps[:-1]),
         sum(k == effects.START for k, _ in steps[:-1]),
     )
+
+
+def test_the_most_that_was_used_is_noted_when_it_is(tmp_path: Path) -> None:
+    """Nobody need ask at that time, and State notes the same: a checkpoint has it."""
+    world = World()
+    for n in range(7):
+        assert world.tries(MKDIR, b"n%d\0" % n) == OK
+        assert world.tries(WATCH, b"n%d\0t\0" % n) == OK
+    for n in range(7):
+        assert world.tries(RM, b"n%d\0" % n) == OK
+        assert world.tries(UNWATCH, b"n%d\0t\0" % n) == OK
+    checkpoint.write(str(tmp_path / "kept"), world.store.store, 0, {})
+    for store in (world.store.store, checkpoint.read(str(tmp_path / "kept"))[0]):
+        domain = store.domains.known.find(5)
+        for peaks in (domain.peaks, store.domains.peaks):
+            assert (peaks["nodes"], peaks["watches"]) == (8, 7)
+    assert b"watches          :        0 (max        7)\n" in answer(world.store, world.toolstack, 0, b"quota\x005\0")
+    assert b"watches          :        7\n" in answer(world.store, world.toolstack, 0, b"quota\0max\0")
+    assert b"watches          :        0\n" in answer(world.store, world.toolstack, 0, b"quota\0max\0-r\0")

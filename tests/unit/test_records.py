@@ -390,6 +390,7 @@ def test_a_list_that_is_none_is_refused(acl: tuple[Any, ...]) -> None:
         (effects.RESTART, ()),
         (effects.SNAPSHOT, ("name",)),
         (effects.ROLLBACK, ("name",)),
+        (effects.FORGET_PEAKS, ()),
     ],
 )
 def test_what_a_guest_may_not_do_is_refused_whatever_the_record_says(kind: int, arguments: tuple[Any, ...]) -> None:
