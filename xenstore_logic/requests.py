@@ -91,7 +91,8 @@ def set_perms(core: Core, by: Connection, tx_id: int, payload: bytes) -> bytes:
     acl = tuple((access, domid) for access, domid in map(parse_permission, words[1:]))
     for _, domid in acl:
         domains.learn(core, domid)
-    core.store.checked_acl(acl, by)  # an owner that does not exist comes before a path that cannot be
+    if not core.store.counts(acl[0][1], by):
+        raise ENOENT
     core.fire(core.perform(effects.SET_PERMS, by, tx_id, core.path(by, words[0], special=True), acl))
     return ACK
 

@@ -248,17 +248,15 @@ class Store:
 
     # ---- permission lists
 
-    def checked_acl(self, acl: Acl, by: Connection) -> Acl:
-        """A list as it will be stored: entries of domains that do not exist are marked.  Raises ENOENT for such an owner.
-
-        An entry for any domain is marked too when the caller's ring does not offer that.
-        """
+    def counts(self, domid: int, by: Connection) -> bool:
+        """Whether an entry for this domain counts: it exists; any domain (`DOMID_ANY`) does if the caller's ring offers that."""
+        if domid != DOMID_ANY:
+            return domid in self.domains.known
         domain = None if by.socket else self.domains.known.get(by.domid)
-        any_domain = domain is None or domain.features & FEATURE_DOMID_ANY
+        return domain is None or bool(domain.features & FEATURE_DOMID_ANY)
 
-        def holds(domid: int) -> bool:
-            return bool(any_domain) if domid == DOMID_ANY else domid in self.domains.known
-
-        if not holds(acl[0][1]):
+    def checked_acl(self, acl: Acl, by: Connection) -> Acl:
+        """A list as it will be stored: entries that do not count are marked.  Raises ENOENT for such an owner."""
+        if not self.counts(acl[0][1], by):
             raise ENOENT
-        return (acl[0], *((access if holds(d) else access | IGNORED, d) for access, d in acl[1:]))
+        return (acl[0], *((access if self.counts(d, by) else access | IGNORED, d) for access, d in acl[1:]))

@@ -93,6 +93,7 @@ def test_a_domain_whose_page_names_no_event_channel_waits_for_its_introduction(
 def test_the_port_in_the_page_goes_before_the_one_of_the_introduction(run_dir: Path, xen: SimulatedXen) -> None:
     """domain.c: introduce_domain"""
     with serving(run_dir) as daemon, Client(daemon.socket) as client:
+        assert client.call(Op.IS_DOMAIN_INTRODUCED, b"6\0") == b"F\0"  # the daemon has seen which domains there are
         guest = xen.create(6, port=9)
         guest.set_field("evtchn_port", 9)
         assert client.call(Op.INTRODUCE, strings(6, 1, PORT)) == b"OK\0"
