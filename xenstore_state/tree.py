@@ -271,11 +271,11 @@ class Tree:
 
     def _index(self, parts: Parts, acl: Acl) -> None:
         for access, domid in acl:
+            if domid == UNCHARGED:
+                continue
             if access & IGNORED:
                 if domid < DOMID_FIRST_RESERVED:
                     self._ignored.add(domid)
-                continue
-            if domid == UNCHARGED:
                 continue
             named = self._named.setdefault(domid, {})
             named[parts] = None

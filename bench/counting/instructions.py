@@ -9,6 +9,7 @@ Does not know: time; caches; the kernel.
 """
 
 import ctypes
+import gc
 import os
 import re
 import subprocess
@@ -94,6 +95,7 @@ def run(library: str) -> None:
     """Runs the workload, noting each section."""
     helper = ctypes.CDLL(library)
     with sections() as everything:
+        gc.disable()  # as in the daemon: a collection would fall into whichever section comes then
         helper.counting_begin()
         helper.counting_note(_BEGIN.encode())  # so that what came before is in no section
         for name, section in everything.items():

@@ -325,8 +325,8 @@ MUTATIONS: Final = (
         "one-node-more",
         "a guest may own one node more than its quota",
         VIEWS,
-        'check(who.quotas, "nodes", self.tree.owned.get(who.domid, 0) + 1)',
-        'check(who.quotas, "nodes", self.tree.owned.get(who.domid, 0))',
+        'claim(who, "nodes", self.tree.owned.get(who.domid, 0) + 1)',
+        'claim(who, "nodes", self.tree.owned.get(who.domid, 0))',
     ),
     _(
         "quota-unasked-at-commit",
@@ -341,14 +341,14 @@ MUTATIONS: Final = (
         "watch-quota-unasked",
         "a guest may set any number of watches",
         STORE,
-        'check(subject.quotas, "watches", count)',
+        'claim(subject, "watches", count)',
         "pass",
     ),
     _(
         "transaction-quota-unasked",
         "a guest may open any number of transactions",
         STORE,
-        'check(quotas, "transactions", count)',
+        'claim(connection.subject, "transactions", count)',
         "pass",
     ),
     _(
