@@ -57,7 +57,7 @@ $(PLOTS): $(STAMP)
 	touch $@
 
 # The daemon as it is fastest: hot modules compiled by mypyc.  Only what is measured and what is installed on a host needs it.
-$(COMPILED_STAMP): pyproject.toml setup.py constraints.txt $(HELPERS) $(SOURCES)
+$(COMPILED_STAMP): pyproject.toml setup.py constraints.txt xenstore_state/_acyclic.h $(HELPERS) $(SOURCES)
 	test -d $(COMPILED) || $(PYTHON) -m venv $(COMPILED)
 	$(COMPILED)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel mypy trio msgpack
 	rm -rf build

@@ -40,7 +40,12 @@ def extensions() -> list[Extension]:
         return helpers
     from mypyc.build import mypycify  # noqa: PLC0415  # needed by nobody else
 
-    return [*helpers, *mypycify(["--strict", *HOT], opt_level="2", debug_level="0")]
+    modules = mypycify(["--strict", *HOT], opt_level="2", debug_level="0")
+    header = str(Path("xenstore_state/_acyclic.h").resolve())
+    for module in modules:
+        if module.include_dirs:  # the code itself, beside a stub for each module
+            module.extra_compile_args = [*module.extra_compile_args, "-include", header]
+    return [*helpers, *modules]
 
 
 setup(ext_modules=extensions())

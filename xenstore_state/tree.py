@@ -56,7 +56,10 @@ _FIELDS: Final = None
 
 @mypyc_attr(acyclic=True)
 class Node:
-    """One node.  `birth` is the generation at which it was created: children are ordered by it."""
+    """One node.  `birth` is the generation at which it was created: children are ordered by it.
+
+    Compiled, it has no header of the garbage collector's (`_acyclic.h`).
+    """
 
     __slots__ = ("acl", "birth", "children", "generation", "value")
 
