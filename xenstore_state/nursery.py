@@ -35,6 +35,8 @@ POKE_BYTES: Final = 64 << 10
 """What it may be behind while nobody is ordered."""
 PATIENCE: Final = 1.0
 """Seconds within which it has to do what it was told."""
+PREPARING: Final = 30.0
+"""The same for what it is told first: before, it goes through all of its memory, which may be gigabytes."""
 _ORDER: Final = struct.Struct("=?QQQI")
 """Whether somebody is to be forked, how far to follow (number of the ledger, bytes of it, bytes in all), how many connections
 wait to be handed over."""
@@ -121,6 +123,7 @@ class Nursery:
         self._newcomers: list[Connection] = []
         """Those that the template has not."""
         self._due = 0.0
+        self._has_forked = False
         self.began = self._told = Place("", 0, 0, 0)
         """How far State had written when it forked the template, and when it last told it to follow."""
 
@@ -147,6 +150,7 @@ class Nursery:
     def begin(self, template: Worker, place: Place) -> None:
         """There is a template from now on, which was forked when State had written so far."""
         self._template = template
+        self._has_forked = False
         self.began = self._told = place
         self._epoll.register(template.fd, select.EPOLLIN)
         self._epoll.register(template.line.question_fd, select.EPOLLIN)
@@ -196,7 +200,9 @@ class Nursery:
             or (total - self._told.total > POKE_BYTES and not self._tell(()))
         ):
             self.dismiss()
-        elif self._unborn and time.monotonic() > self._unborn[0].ordered + PATIENCE:
+        elif self._unborn and time.monotonic() > self._unborn[0].ordered + (
+            PATIENCE if self._has_forked else PREPARING
+        ):
             self._give_up("it does nothing")
 
     def _give_up(self, why: str) -> None:
@@ -242,6 +248,7 @@ class Nursery:
             if said is None:
                 return
             infant = self._unborn.popleft()
+            self._has_forked = True
             try:
                 infant.worker.in_keeper(*_BIRTH.unpack(said))
                 os.waitid(os.P_PIDFD, infant.worker.fd, os.WEXITED | os.WNOHANG | os.WNOWAIT)

@@ -199,14 +199,23 @@ def test_the_end_of_the_template_is_noticed_and_nobody_is_left(nursed: Nursed) -
     infant.worker.close()
 
 
-def test_a_template_that_does_nothing_is_given_up(nursed: Nursed, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("forks_before", [0, 1])
+def test_a_template_that_does_nothing_is_given_up(
+    nursed: Nursed, monkeypatch: pytest.MonkeyPatch, forks_before: int
+) -> None:
+    """It has more time for the first one: before that it goes through all of its memory."""
     nursed.begin()
+    for _ in range(forks_before):
+        nursed.order()
     os.kill(nursed.worker.pid, signal.SIGSTOP)
     nursed.nursery.order(0)
     assert nursed.nursery.next(0.01) is None
     nursed.nursery.look_after()
     assert nursed.nursery.there
-    monkeypatch.setattr(nursery, "PATIENCE", 0.0)
+    monkeypatch.setattr(nursery, "PREPARING" if forks_before else "PATIENCE", 0.0)
+    nursed.nursery.look_after()
+    assert nursed.nursery.there
+    monkeypatch.setattr(nursery, "PATIENCE" if forks_before else "PREPARING", 0.0)
     nursed.nursery.look_after()
     assert not nursed.nursery.there
 
