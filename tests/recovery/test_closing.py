@@ -6,6 +6,7 @@ import os
 import random
 import socket
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,14 +193,16 @@ def answers(client: Client) -> list[int]:
     return [message.req_id for message in client.arrived]
 
 
+@pytest.fixture
+def under_policy(policy: str) -> Iterator[OurDaemon]:
+    with short_run_dir() as run_dir, OurDaemon(run_dir, ["--restart", policy]) as daemon:
+        yield daemon
+
+
 @pytest.mark.parametrize("policy", POLICIES)
-def test_who_says_nothing_more_has_everything_answered(policy: str) -> None:
-    with (
-        short_run_dir() as run_dir,
-        OurDaemon(run_dir, ["--restart", policy]) as daemon,
-        Client(daemon.socket) as other,
-    ):
-        with Client(daemon.socket) as client:
+def test_who_says_nothing_more_has_everything_answered(under_policy: OurDaemon) -> None:
+    with Client(under_policy.socket) as other:
+        with Client(under_policy.socket) as client:
             client.send_raw(writes("done"))
             client.sock.shutdown(socket.SHUT_WR)
             assert answers(client) == list(range(PIPELINED))
@@ -207,21 +210,17 @@ def test_who_says_nothing_more_has_everything_answered(policy: str) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_who_says_nothing_more_may_read_late_and_keeps_nobody_busy(policy: str) -> None:
-    with (
-        short_run_dir() as run_dir,
-        OurDaemon(run_dir, ["--restart", policy]) as daemon,
-        Client(daemon.socket) as other,
-    ):
+def test_who_says_nothing_more_may_read_late_and_keeps_nobody_busy(policy: str, under_policy: OurDaemon) -> None:
+    with Client(under_policy.socket) as other:
         other.write("/value", b"v" * 4000)
-        with Client(daemon.socket) as client:
+        with Client(under_policy.socket) as client:
             client.send_raw(pack(Op.READ, b"/value\0") * PIPELINED)  # a megabyte of replies
             client.sock.shutdown(socket.SHUT_WR)
             if "every" not in policy:
                 time.sleep(0.5)
-                before = daemon.logic_pid()
+                before = under_policy.logic_pid()
                 assert cpu_share([before]) < IDLE
-                assert daemon.logic_pid() == before, "one Logic after another"
+                assert under_policy.logic_pid() == before, "one Logic after another"
             assert len(answers(client)) == PIPELINED
         assert other.read("/value") == b"v" * 4000
 

@@ -56,49 +56,48 @@ def started_for(run_dir: Path) -> list[int]:
 # ---- a full disk
 
 
+@pytest.fixture
+def machine() -> Iterator[MachineOfFaults]:
+    """A daemon that would come back, on a machine that may fail."""
+    with short_run_dir() as run_dir, MachineOfFaults(run_dir, ["--guardian"]) as daemon:
+        yield daemon
+
+
 @faulty
-def test_who_has_said_that_it_would_not_survive_does_not_come_back_with_old_news() -> None:
-    with (
-        short_run_dir() as run_dir,
-        MachineOfFaults(run_dir, ["--guardian"]) as daemon,
-        Client(daemon.socket) as client,
-    ):
+def test_who_has_said_that_it_would_not_survive_does_not_come_back_with_old_news(machine: MachineOfFaults) -> None:
+    with Client(machine.socket) as client:
         client.write("/early", b"1")
-        with daemon.faults(no_space=ALWAYS):
-            while "would not survive" not in daemon.output():
+        with machine.faults(no_space=ALWAYS):
+            while "would not survive" not in machine.output():
                 client.write("/early", b"x" * 3000)
         client.write("/late", b"2")
         assert client.read("/late") == b"2"
-        wait_until(lambda: guardians(daemon) == [], "a guardian is left")
+        wait_until(lambda: guardians(machine) == [], "a guardian is left")
         assert client.call(Op.CONTROL, strings("restart")) == b"OK\0"
         assert client.read("/late") == b"2"
         assert client.call(Op.CONTROL, strings("restart", "slow")).startswith(b"Nobody would start the daemon again")
         assert client.read("/late") == b"2"
-        assert list(run_dir.glob("state-*/*")) == []
-        kill(daemon.pid)
+        assert list(machine.run_dir.glob("state-*/*")) == []
+        kill(machine.pid)
         with pytest.raises(Closed):
             client.receive()
-        wait_for_end(daemon)
+        wait_for_end(machine)
 
 
 @faulty
-def test_a_state_that_cannot_write_anything_down_comes_back_for_the_last_time() -> None:
-    with (
-        short_run_dir() as run_dir,
-        MachineOfFaults(run_dir, ["--guardian"]) as daemon,
-        Client(daemon.socket) as client,
-    ):
+def test_a_state_that_cannot_write_anything_down_comes_back_for_the_last_time(machine: MachineOfFaults) -> None:
+    with Client(machine.socket) as client:
         client.write("/kept", b"1")
-        with daemon.faults(no_space=ALWAYS):
-            kill(daemon.pid)
-            wait_until(lambda: "took over" in daemon.output(), "it does not come back")
+        with machine.faults(no_space=ALWAYS):
+            kill(machine.pid)
+            wait_until(lambda: "took over" in machine.output(), "it does not come back")
             assert client.read("/kept") == b"1"
         client.call(Op.CONTROL, strings("restart"))
         client.write("/more", b"2")
-        assert "would not survive" in daemon.output()
-        wait_until(lambda: guardians(daemon) == [], "a guardian is left")
-        os.kill(state_pid(daemon), signal.SIGTERM)
-        wait_for_end(daemon)
+        assert "would not survive" in machine.output()
+        wait_until(lambda: guardians(machine) == [], "a guardian is left")
+        os.kill(state_pid(machine), signal.SIGTERM)
+        wait_for_end(machine)
 
 
 @faulty
