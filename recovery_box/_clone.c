@@ -12,17 +12,25 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <errno.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
-#define NICE 10 /* whoever comes next has work to do; but what is left of many must not pile up */
+/*
+ * Whoever comes next has work to do, and is to come first; but what is left of many must not pile up. Who asks for a short slice
+ * is preferred, by its length and its weight: with this one, a nicer process than 15 comes after one that has just woken up.
+ */
+#define NICE 17
 #define SLICE 100000 /* nanoseconds that it may keep a processor from who wakes up meanwhile; usual are three milliseconds */
 #define LOCALS 16384
+#define ORDER_MAX 64 /* bytes */
+#define ENDS_MAX 8 /* descriptors that come with an order */
 
 /* What sched_setattr takes. Of a process of the usual kind, runtime is the slice, since Linux 6.12. */
 struct attributes {
@@ -105,30 +113,116 @@ static PyObject *remnant(PyObject *self, PyObject *arguments)
 #endif
 
 /* As the C library forks for one thread, but that neither it nor Python does anything at it: no lock is held by anybody else. */
-static PyObject *sibling(PyObject *self, PyObject *nothing)
+static long sibling(void)
 {
     int *tid = NULL; /* where the C library keeps the thread's id, if the kernel says where that is */
     long pid;
-    int problem;
 
     syscall(SYS_prctl, PR_GET_TID_ADDRESS, &tid, 0, 0, 0);
     pid = CLONE(CLONE_PARENT | (tid ? CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID : 0), tid);
-    problem = errno;
     if (pid == 0) {
         made = 0;
-        prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+        syscall(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
     }
-    if (pid < 0) {
-        errno = problem;
+    return pid;
+}
+
+static PyObject *fork_sibling(PyObject *self, PyObject *nothing)
+{
+    long pid = sibling();
+
+    if (pid < 0)
         return PyErr_SetFromErrno(PyExc_OSError);
-    }
     return PyLong_FromLong(pid);
+}
+
+/* An order, with the descriptors that came with it: its length, 0 if whoever orders is gone, -1 with an exception. */
+static ssize_t receive(int fd, char *order, size_t size, int *fds, int *count)
+{
+    union {
+        char bytes[CMSG_SPACE(ENDS_MAX * sizeof(int))];
+        struct cmsghdr aligned;
+    } control;
+    struct iovec into = {order, size};
+    struct msghdr message = {.msg_iov = &into, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof(control)};
+    struct pollfd waiting = {fd, POLLIN, 0};
+    struct cmsghdr *c;
+    ssize_t length;
+
+    while ((length = recvmsg(fd, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT)) < 0) {
+        if (errno == EAGAIN)
+            poll(&waiting, 1, -1);
+        else if (errno == ECONNRESET)
+            return 0;
+        else if (errno != EINTR) {
+            PyErr_SetFromErrno(PyExc_OSError);
+            return -1;
+        }
+        if (PyErr_CheckSignals())
+            return -1;
+    }
+    *count = 0;
+    c = CMSG_FIRSTHDR(&message);
+    if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS) {
+        *count = (int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+        memcpy(fds, CMSG_DATA(c), *count * sizeof(int));
+    }
+    return length;
+}
+
+/*
+ * Does orders that begin with a given byte and come with enough descriptors: forks a sibling for each, closes the descriptors, says
+ * the sibling's pid. In C, since each object of Python's that is looked at after a fork is a page to copy. Returns in each child, with
+ * an order of another kind, and when nobody is there any more to order anything.
+ */
+static PyObject *breed(PyObject *self, PyObject *arguments)
+{
+    char order[ORDER_MAX];
+    int fds[ENDS_MAX];
+    int hears, says, ends, count = 0, pid, i;
+    char kind;
+    ssize_t length;
+    PyObject *result;
+
+    if (!PyArg_ParseTuple(arguments, "iici", &hears, &says, &kind, &ends))
+        return NULL;
+    if (ends < 0 || ends > ENDS_MAX) {
+        PyErr_SetString(PyExc_ValueError, "so many descriptors never come");
+        return NULL;
+    }
+    for (;;) {
+        length = receive(hears, order, sizeof(order), fds, &count);
+        if (length < 0)
+            return NULL;
+        pid = -1;
+        if (length > 0 && order[0] == kind && count == ends) {
+            pid = (int)sibling();
+            if (pid < 0)
+                return PyErr_SetFromErrno(PyExc_OSError);
+        }
+        if (pid <= 0)
+            break;
+        for (i = 0; i < count; i++)
+            close(fds[i]);
+        while (send(says, &pid, sizeof(pid), MSG_NOSIGNAL) < 0 && errno == EINTR)
+            ; /* whoever is gone orders nothing more either */
+    }
+    result = Py_BuildValue("y#[]O", order, (Py_ssize_t)length, pid == 0 ? Py_True : Py_False);
+    for (i = 0; result && i < count; i++) {
+        PyObject *fd = PyLong_FromLong(fds[i]);
+
+        if (!fd || PyList_Append(PyTuple_GET_ITEM(result, 1), fd))
+            Py_CLEAR(result);
+        Py_XDECREF(fd);
+    }
+    return result;
 }
 
 static PyMethodDef functions[] = {
     {"called", called, METH_O, "Names the calling thread."},
     {"remnant", remnant, METH_VARARGS, "Makes a remnant of this process, once, by the first name; the process has the second. It outlives that by so many nanoseconds. Its pid. Raises OSError."},
-    {"sibling", sibling, METH_NOARGS, "Forks a child of the parent's, which ends with that: its pid, or 0 in the child. Raises OSError."},
+    {"breed", breed, METH_VARARGS, "Forks a sibling for each order that comes by the first descriptor, begins with the given byte and comes with so many descriptors; says its pid by the second descriptor. Returns (order, descriptors, whether this is a child) in each child, and for any other order; that is empty when nobody can order any more. Raises OSError."},
+    {"sibling", fork_sibling, METH_NOARGS, "Forks a child of the parent's, which ends with that: its pid, or 0 in the child. Raises OSError."},
     {NULL, NULL, 0, NULL},
 };
 

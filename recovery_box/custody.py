@@ -13,6 +13,7 @@ import os
 import resource
 import socket
 import struct
+from _socket import socketpair  # the kernel's and no more, which `socket`'s own wraps twice
 from typing import Final
 
 _NOTE: Final = struct.Struct("=QIIi")
@@ -133,6 +134,11 @@ def lowered(end: socket.SocketType) -> socket.SocketType:
     return pair_end(low)
 
 
+def pair() -> tuple[socket.SocketType, socket.SocketType]:
+    """Two ends of a line between processes here."""
+    return socketpair(_FAMILY, _KIND)
+
+
 def pair_end(fd: int) -> socket.SocketType:
     """One end of a pair as processes here have them between each other, by its descriptor: no more than the kernel's."""
     return socket.SocketType(_FAMILY, _KIND, 0, fd)
@@ -161,7 +167,7 @@ class Handover:
         if end is not None:
             self._worker = self._keeper = pair_end(end)
             return
-        self._keeper, self._worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._keeper, self._worker = pair()
         self._keeper.setblocking(False)
         self._worker.setblocking(False)
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from recovery_box.custody import enclosed, enclosing, lowered, pair_end, room_for
+from recovery_box.custody import enclosed, enclosing, lowered, pair, pair_end, room_for
 
 MESSAGE_MAX: Final = 4096
 """Bytes of one message."""
@@ -25,8 +25,8 @@ class Line:
             self._worker_asks = self._keeper_answers = pair_end(ends[0])
             self._worker_hears = self._keeper_tells = pair_end(ends[1])
             return
-        self._keeper_answers, self._worker_asks = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._keeper_tells, self._worker_hears = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._keeper_answers, self._worker_asks = pair()
+        self._keeper_tells, self._worker_hears = pair()
         for end in (self._keeper_answers, self._keeper_tells, self._worker_hears):
             end.setblocking(False)
 
@@ -137,10 +137,13 @@ class Line:
             raise EOFError("the keeper is gone")
         return message
 
-    def receive(self, most: int, descriptors: int) -> tuple[bytes, list[int]] | None:
-        """The same with descriptors, at most so many."""
+    def receive(self, descriptors: int) -> tuple[bytes, list[int]] | None:
+        """The same of any length, with descriptors, at most so many."""
         try:
-            message, ancillary, _, _ = self._worker_hears.recvmsg(most, room_for(descriptors), socket.MSG_CMSG_CLOEXEC)
+            length = self._worker_hears.recv_into(bytearray(1), 1, socket.MSG_PEEK | socket.MSG_TRUNC)
+            message, ancillary, _, _ = self._worker_hears.recvmsg(
+                length, room_for(descriptors), socket.MSG_CMSG_CLOEXEC
+            )
         except BlockingIOError:
             return None
         if not message:

@@ -31,6 +31,16 @@ def fork() -> int:
     return _clone.sibling()
 
 
+def breed(hears: int, says: int, kind: bytes, ends: int) -> tuple[bytes, list[int], bool]:
+    """Forks like that for each order of one kind, and says each child's pid (an int as the machine has it) by `says`.
+
+    An order is a message that comes by `hears`, begins with the byte `kind`, and comes with so many descriptors, which only the
+    child keeps.  Returns in each child, with any other message, which is left to the caller, and when there will be none
+    any more (it is empty then): the message, its descriptors, whether this is a child.  Raises OSError.
+    """
+    return _clone.breed(hears, says, kind, ends)
+
+
 def prepare() -> None:
     """Makes forks of this process cheaper: its memory comes to lie in large pages, as far as the kernel can and will."""
     with open("/proc/self/maps", encoding="utf-8") as f:

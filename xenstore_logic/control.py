@@ -26,9 +26,6 @@ log = logging.getLogger(__name__)
 OK: Final = "OK"
 LIBRARY: Final = "/var/lib/xen/xenstore"
 """Where relative file names lie (XEN_LIB_DIR)."""
-TRACE_FILE: Final = "trace-file"
-TRACE_ON: Final = "trace-on"
-TRACE_SWITCH: Final = "trace-"
 
 
 def control(core: "Core", by: Connection, tx_id: int, payload: bytes) -> bytes:
@@ -60,12 +57,12 @@ def _log(core: "Core", by: Connection, arguments: list[str]) -> str:
         return "Log switch settings:\n" + "".join(lines)
     word = _only(arguments)
     if word in {"on", "off"}:
-        core.perform(effects.SETTING, by, TRACE_ON, word)
+        core.perform(effects.SETTING, by, trace.ON, word)
     elif word[:1] in {"+", "-"} and word[1:] in trace.SWITCHES:
-        core.perform(effects.SETTING, by, TRACE_SWITCH + word[1:], "on" if word[0] == "+" else "off")
+        core.perform(effects.SETTING, by, trace.SWITCH + word[1:], "on" if word[0] == "+" else "off")
     else:
         raise EINVAL
-    apply_trace_settings(core)
+    core.trace.obey(core.store.items.settings)
     return OK
 
 
@@ -74,25 +71,9 @@ def _logfile(core: "Core", by: Connection, arguments: list[str]) -> str:
     name = _only(arguments)
     if not name or "\0" in name:
         raise EINVAL
-    core.perform(effects.SETTING, by, TRACE_FILE, os.path.join(LIBRARY, name))
-    apply_trace_settings(core)
+    core.perform(effects.SETTING, by, trace.FILE, os.path.join(LIBRARY, name))
+    core.trace.obey(core.store.items.settings)
     return OK
-
-
-def apply_trace_settings(core: "Core") -> None:
-    """Makes the trace what the settings say.  They outlive Logic, open files do not."""
-    settings = core.store.items.settings
-    for name in trace.SWITCHES:
-        value = settings.get(TRACE_SWITCH + name)
-        if value is not None:
-            core.trace.switch(name, on=value == "on")
-    file_name = settings.get(TRACE_FILE)
-    if file_name is None or settings.get(TRACE_ON) == "off":
-        core.trace.close()
-        return
-    problem = core.trace.open(str(file_name))
-    if problem is not None:
-        log.error("tracing is off: %s", problem)
 
 
 def _memreport(core: "Core", by: Connection, arguments: list[str]) -> str:

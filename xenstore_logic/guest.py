@@ -12,7 +12,6 @@ from typing import Any
 
 import trio
 
-from xenstore_logic.control import apply_trace_settings
 from xenstore_logic.loop import Loop
 from xenstore_logic.retirement import Retirement
 from xenstore_state.restarts import Planned
@@ -97,6 +96,6 @@ class Guest:
                 if self._loop is None:
                     continue  # its turn has not come
                 if number == signal.SIGHUP:
-                    apply_trace_settings(self._loop.core)
+                    self._loop.core.trace.obey(self._loop.core.store.items.settings)
                 else:
                     self._loop.core.retiring = True

@@ -60,7 +60,7 @@ class PinnedTurns:
         loop.flush()
         if not alone:
             self._kicked.clear()
-            if rings is not None:
+            if rings is not None and rings.taken:
                 rings.unmask()
             return False
         last = self._words[W_PINNED]
@@ -73,7 +73,7 @@ class PinnedTurns:
         if loop.published != published:
             self._synchronize()
         loop.flush()
-        if rings is not None:
+        if rings is not None and rings.taken:
             rings.unmask_only(channel, [c for c, _ in alone if c in self._kicked])
         return True
 

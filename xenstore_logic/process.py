@@ -17,7 +17,6 @@ from recovery_box import remnant
 from recovery_box.items import Connection
 from recovery_box.line import Line
 from recovery_box.prctl import be_called, end_with_parent
-from xenstore_logic.control import apply_trace_settings
 from xenstore_logic.core import Core
 from xenstore_logic.embedded import Embedded
 from xenstore_logic.guest import Guest
@@ -93,7 +92,7 @@ def run_logic(inheritance: Inheritance) -> int:
     if inheritance.hypervisor is not None:
         host = XenHost(inheritance.store, inheritance.line, inheritance.hypervisor)
     core = Core(inheritance.store, ROWS, host)
-    apply_trace_settings(core)
+    core.trace.obey(core.store.items.settings)
     assert inheritance.epoll is not None
     loop = Loop(core, inheritance.box, inheritance.producer(), inheritance.epoll, inheritance.wake)
     loop.poison = inheritance.poison
@@ -135,7 +134,7 @@ def _rehearse() -> None:
 def _wait(stand_by: StandBy) -> Inheritance:
     """Stands by without trio: nobody here will live long enough for it."""
     waiting = select.poll()
-    waiting.register(stand_by, select.POLLIN)
+    waiting.register(stand_by.fileno(), select.POLLIN)
     given = None
     while given is None:
         waiting.poll()

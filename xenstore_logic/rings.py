@@ -214,7 +214,8 @@ class Rings:
             if domain.error:
                 self._show_error(domain)
                 self._host.unmap(domain.domid)
-        self._deal()
+        if self._events != _NO_EVENTS:
+            self._deal()
         if self._words[W_NEWS]:
             self._host.synchronize()  # then State has told it anew: before the first request, as if nobody had died
             self._on_news()

@@ -4,14 +4,21 @@ Off unless asked for.  A file that cannot be written is reported once and given 
 Knows nothing of who switches it.
 """
 
+import logging
 import os
 import time
 from typing import Final
 
 from protocol.payload import printable
-from recovery_box.items import Connection
+from recovery_box.items import Connection, Table
+
+log = logging.getLogger(__name__)
 
 SWITCHES: Final = ("obj", "io", "wrl", "acc", "tdb")
+FILE: Final = "trace-file"
+ON: Final = "trace-on"
+SWITCH: Final = "trace-"
+"""Names of settings; of a switch, what goes before its name."""
 
 
 class Trace:
@@ -24,6 +31,20 @@ class Trace:
         self.active = False
         """Whether messages are traced."""
         self._fd = -1
+
+    def obey(self, settings: Table[str, int | str]) -> None:
+        """Does what the settings say.  They outlive Logic, open files do not."""
+        for name in SWITCHES:
+            value = settings.get(SWITCH + name)
+            if value is not None:
+                self.switch(name, on=value == "on")
+        file_name = settings.get(FILE)
+        if file_name is None or settings.get(ON) == "off":
+            self.close()
+            return
+        problem = self.open(str(file_name))
+        if problem is not None:
+            log.error("tracing is off: %s", problem)
 
     def switch(self, name: str, *, on: bool) -> None:
         """Turns one kind of line on or off."""

@@ -29,7 +29,7 @@ from xenstore_state.guarded import Guarded
 from xenstore_state.hypervisor import Hypervisor
 from xenstore_state.reception import Reception
 from xenstore_state.records import Applier, BadRecord, Record, decode, encode
-from xenstore_state.registrar import ANSWER, QUESTION, Answer, Question, Registrar, Status
+from xenstore_state.registrar import FINE, QUESTION, Question, Registrar
 from xenstore_state.repetition import Recovered
 from xenstore_state.restarts import Death
 from xenstore_state.store import Store
@@ -197,7 +197,7 @@ class Keeper:
     def _wait(self, quiet: int) -> None:
         words = self.box.words
         timeout = TICK if self._consumer.empty else 0
-        resting = quiet > AWAKE_TICKS and self._reception.sockets.complete
+        resting = quiet > AWAKE_TICKS and self._reception.sockets.complete and self.succession.named
         self.succession.look_after(resting=resting)
         if resting:
             words[W_ASLEEP] = 1
@@ -435,7 +435,7 @@ class Keeper:
             log.error("Logic asked what no Logic asks (%s): it is killed", e)
             self.succession.distrusted = True
             self.succession.logic.signal(signal.SIGKILL)
-        return ANSWER.pack(*Answer(Status.OK))
+        return FINE
 
     def _check_pin(self, record: Record) -> None:
         """Raises `BadRecord` when Logic has pinned a connection and acts for another one."""

@@ -16,11 +16,12 @@ import struct
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from recovery_box import sibling
 from recovery_box.custody import Handover
 from recovery_box.items import Connection
+from recovery_box.ledger import Reader
 from recovery_box.line import Line
 from xenstore_state.repetition import Incomplete
 from xenstore_state.standby import AGAIN_SECONDS, NEWCOMERS_MAX, RENEW_BYTES, Follower
@@ -37,54 +38,61 @@ PATIENCE: Final = 1.0
 """Seconds within which it has to do what it was told."""
 PREPARING: Final = 30.0
 """The same for what it is told first: before, it goes through all of its memory, which may be gigabytes."""
-_ORDER: Final = struct.Struct("=?QQQI")
-"""Whether somebody is to be forked, how far to follow (number of the ledger, bytes of it, bytes in all), how many connections
-wait to be handed over."""
+_FORK: Final = b"F"
+_FOLLOW_AND_FORK: Final = b"B"
+_FOLLOW: Final = b"P"
+_ORDER: Final = struct.Struct("=cQQI")
+"""What is to be done, how far to follow (number of the ledger, bytes of it), how many connections wait to be handed over.
+Who is only forked follows so far itself."""
 _BIRTH: Final = struct.Struct("=i")
 """The pid."""
 _ENDS: Final = 3
 """Descriptors that come with an order: two of a line, one of a handover."""
-READY: Final = 1
-"""Who wait to stand by, behind the one that does: one serves while another one is being forked."""
+READY: Final = 2
+"""Who wait to stand by, behind the one that does: to fork and to serve go on at once, and either takes longer now and then."""
 
 
 class Template(Follower):
     """In the forked process: forks whoever stands by."""
-
-    def __init__(self, given: Inheritance, known: dict[str, Any], place: Place) -> None:
-        super().__init__(given, known, place)
-        self._total = place.total
 
     def children(self) -> Inheritance:
         """Does what it is told, and never returns; in each child, what that begins with.
 
         Raises what `hear` raises.
         """
+        self._rehearse()
         sibling.prepare()
-        orders = select.poll()
-        orders.register(self, select.POLLIN)
+        says, hears = self._given.line.worker_ends
         while True:
-            orders.poll()
-            received = self._given.line.receive(_ORDER.size, _ENDS)
-            if received is None:
-                continue
-            message, ends = received
-            fork, number, end, total, newcomers = _ORDER.unpack(message)
-            if not fork or newcomers or total - self._total > BEHIND_BYTES:
+            order, ends, born = sibling.breed(hears, says, _FORK, _ENDS)
+            if not order:
+                raise EOFError("the keeper is gone")
+            kind, number, end, newcomers = _ORDER.unpack(order)
+            if not born:
                 self._catch_up((number, end))
                 self._take(newcomers)
-                self._total = total
-            if not fork:
-                continue
-            if len(ends) < _ENDS:
-                raise Incomplete("no descriptor was free for a line to State")
-            asks, hears, takes = ends
-            pid = sibling.fork()
-            if not pid:
-                return self._begin_to_stand_by((number, end), asks, hears, takes)
-            for fd in ends:
-                os.close(fd)
-            self._given.line.say(_BIRTH.pack(pid))
+                if kind == _FOLLOW:
+                    continue
+                if len(ends) < _ENDS:
+                    raise Incomplete("no descriptor was free for a line to State")
+                pid = sibling.fork()
+                if pid:
+                    for fd in ends:
+                        os.close(fd)
+                    self._given.line.say(_BIRTH.pack(pid))
+                    continue
+            asks, learns, takes = ends
+            return self._begin_to_stand_by((number, end), asks, learns, takes)
+
+    def _rehearse(self) -> None:
+        """Does what children are the first to do: the loader looks up then where that is, which each of them would have to."""
+        line = Line()
+        line.entrust(b".", (line.telling_fd,))
+        received = line.receive(1)
+        if received is not None:
+            os.close(*received[1])
+        line.close()
+        Reader(self._reader.path).close()
 
     def _begin_to_stand_by(self, until: tuple[int, int], asks: int, hears: int, takes: int) -> Inheritance:
         given = self._given
@@ -180,8 +188,10 @@ class Nursery:
         assert self._survival is not None
         newcomers = [c for c in self._newcomers if not c.closed]
         self._newcomers.clear()
-        self._told = place = self._survival.place
-        order = _ORDER.pack(bool(ends), place.number, place.end, place.total, len(newcomers))
+        place, kind = self._survival.place, _FORK
+        if newcomers or not ends or place.total - self._told.total > BEHIND_BYTES:
+            self._told, kind = place, _FOLLOW_AND_FORK if ends else _FOLLOW
+        order = _ORDER.pack(kind, place.number, place.end, len(newcomers))
         return (
             len(newcomers) <= NEWCOMERS_MAX
             and all(self._template.handover.give(c.id, c.slot, c.fd, c.domid) for c in newcomers)

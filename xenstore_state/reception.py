@@ -49,6 +49,8 @@ class Reception:
         self._first_number = first_number
         self._reserved = False
         """All low numbers are taken, and nothing else that State opens can come to lie there."""
+        self.occupies = False
+        """Some of them may be taken for nothing else but that: see `custody.make_room`."""
         self.newcomer: Callable[[Connection], None] = lambda connection: None
         """Told of each connection that was accepted."""
         self._handover = handover
@@ -87,7 +89,7 @@ class Reception:
     def reserve_numbers(self) -> int:
         """Takes every free number below those of connections; the lowest of them that are only reserved."""
         lowest = custody.reserve_low_numbers(self._first_number)
-        self._reserved = True
+        self._reserved = self.occupies = True
         return lowest
 
     def some_came_free(self) -> None:

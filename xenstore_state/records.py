@@ -81,8 +81,8 @@ class Record(NamedTuple):
 def decode(body: bytes) -> Record:
     """Reads a record back.  Raises `BadRecord` unless it has the form of one."""
     try:
-        record = Record._make(msgpack.unpackb(body, use_list=False))
-        connection, head, kind, arguments, outcome, generation, outputs = record
+        fields = msgpack.unpackb(body, use_list=False)
+        connection, head, kind, arguments, outcome, generation, outputs = fields
         if not (
             type(connection) is type(head) is type(kind) is type(generation) is int
             and type(arguments) is type(outputs) is tuple
@@ -100,7 +100,7 @@ def decode(body: bytes) -> Record:
                 raise BadRecord("an output has the wrong type")
     except (ValueError, TypeError, msgpack.UnpackException) as e:
         raise BadRecord(f"not a record: {e!r}") from None
-    return record
+    return tuple.__new__(Record, fields)  # as its own makers do, by way of interpreted code
 
 
 def wait(connection: Connection, output: Placed, cause: tuple[int, int]) -> None:

@@ -78,6 +78,8 @@ class Answer(NamedTuple):
 QUESTION: Final = struct.Struct("=BII")
 """Question, domid, remote port."""
 ANSWER: Final = struct.Struct("=BQQIII")
+FINE: Final = ANSWER.pack(*Answer(Status.OK))
+_NOT_ABOUT_ONE: Final = frozenset(map(int, (Question.SYNC, Question.SCAN, Question.SETTLED)))
 NEWS: Final = struct.Struct("=BIQ")
 """News, domid, the domain's unique id."""
 NEWS_MAX: Final = 256
@@ -126,12 +128,12 @@ class Registrar:
     def answer(self, question: bytes) -> bytes:
         """The answer to a question."""
         kind, domid, remote_port = QUESTION.unpack(question)
-        if kind in {Question.SYNC, Question.SCAN, Question.SETTLED}:
+        if kind in _NOT_ABOUT_ONE:
             if kind == Question.SCAN:
                 self.scan()
             elif kind == Question.SETTLED:
                 self._settle()
-            return ANSWER.pack(*Answer(Status.OK))
+            return FINE
         status = self._learn(domid)
         if status != Status.OK:
             return ANSWER.pack(*Answer(status))

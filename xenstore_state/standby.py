@@ -103,7 +103,7 @@ class Follower:
 
         Raises `EOFError` when State is gone, `Incomplete` or one of `FAILURES` when State cannot be followed.
         """
-        received = self._given.line.receive(TURN_MAX, 1)
+        received = self._given.line.receive(1)
         if received is None:
             return None
         message, descriptors = received

@@ -37,10 +37,12 @@ WATCHDOG: Final = 2.0
 """Seconds without a turn after which Logic is killed, unless the daemon was told otherwise."""
 NODES_FOR_ANOTHER: Final = 250_000
 """With so many nodes Logic gets the same time once more: one request may remove them all."""
-WORKER_DESCRIPTORS: Final = 34
+WORKER_DESCRIPTORS: Final = 38
 """Numbers that making another Logic takes for a moment, at most, and that those keep who stand by or wait to, and a template."""
 BIRTH_SECONDS: Final = 0.02
 """How long State waits for somebody who is being forked for it: to fork takes about as long."""
+NAMED_SECONDS: Final = 0.02
+"""How long a Logic that serves somebody alone is there before its pid is written down: most are gone sooner."""
 FORK_AGAIN: Final = 0.1
 """Seconds from one attempt to fork a Logic that is to serve to the next."""
 NO_MEMORY: Final = 20
@@ -96,6 +98,8 @@ class Succession:
         self.distrusted = False
         """It has done what no Logic does: its end is its own fault, whoever brings it about."""
         self._hung = self._asked = False
+        self.named = False
+        """The running Logic's pid is written down."""
         self._pulse = Pulse()
         self._started = 0.0
         self._first_beat = 0
@@ -146,7 +150,9 @@ class Succession:
         self._pulse.begin(time.monotonic())
         self._reserve.after(self._started, at_once=self._one_by_one)
         self._asked = asked
-        self._write_pid()
+        self.named = False
+        if not self._one_by_one:
+            self._write_pid()
         return ready is not None
 
     def _fork_to_serve(self, unneeded: select.epoll) -> Worker:
@@ -209,9 +215,11 @@ class Succession:
 
     def _make_room(self) -> int:
         """Frees numbers for what is opened to make another Logic; the lowest that is kept occupied."""
-        margin = min(self._reserved_from + WORKER_DESCRIPTORS, self._first_number)
-        custody.make_room(self._reserved_from, margin, self._spare)
-        self._estate.reception.some_came_free()
+        margin, reception = min(self._reserved_from + WORKER_DESCRIPTORS, self._first_number), self._estate.reception
+        if reception.occupies:
+            custody.make_room(self._reserved_from, margin, self._spare)
+            reception.occupies = False
+        reception.some_came_free()
         return margin
 
     def _inheritance(
@@ -302,7 +310,9 @@ class Succession:
         self._nursery.welcome(connection)
 
     def look_after(self, *, resting: bool) -> None:
-        """Has them follow who stand by; to be called every now and then."""
+        """Has them follow who stand by, and says who Logic is; to be called every now and then."""
+        if not self.named and time.monotonic() >= self._started + NAMED_SECONDS:
+            self._write_pid()
         before = self._reserve.pid, self._nursery.there
         self._reserve.look_after(resting=resting)
         self._nursery.look_after()
@@ -398,6 +408,7 @@ class Succession:
             os._exit(status)  # what was logged is written at once
 
     def _write_pid(self) -> None:
+        self.named = True
         temporary = self._pid_file + ".new"
         if self._spare >= 0:
             os.close(self._spare)  # there may be no other descriptor left

@@ -9,7 +9,7 @@ import time
 
 from recovery_box import custody, fdstore
 from recovery_box.box import Box, BoxError
-from xenstore_logic.control import TRACE_FILE, TRACE_SWITCH
+from xenstore_logic import trace
 from xenstore_logic.process import run_logic
 from xenstore_logic.rings import EVENT_TIMEOUT
 from xenstore_state.hypervisor import Hypervisor
@@ -256,9 +256,9 @@ def _configure(keeper: Keeper, options: Options) -> None:
     if options.event_seconds is not None:
         settings.insert(EVENT_TIMEOUT, options.event_seconds)
     if options.trace_file is not None:
-        settings.insert(TRACE_FILE, os.path.join("/var/lib/xen/xenstore", options.trace_file))
+        settings.insert(trace.FILE, os.path.join("/var/lib/xen/xenstore", options.trace_file))
     for switch, on in options.trace_switches.items():
-        settings.insert(TRACE_SWITCH + switch, "on" if on else "off")
+        settings.insert(trace.SWITCH + switch, "on" if on else "off")
 
 
 if __name__ == "__main__":

@@ -48,4 +48,4 @@ print(os.waitpid(rest, 0) == (rest, 0))
 def test_it_ends_after_its_maker_and_for_no_other_reason(pause: str) -> None:
     script = [sys.executable, "-c", SCRIPT, pause]
     said = subprocess.run(script, capture_output=True, text=True, timeout=60, check=True).stdout
-    assert said.splitlines() == ["rest maker 10", "S", "9", "True"]
+    assert said.splitlines() == ["rest maker 17", "S", "9", "True"]

@@ -196,6 +196,25 @@ def test_while_none_can_be_forked_the_log_says_so_now_and_then(
     assert len([r for r in caplog.records if "cannot be forked" in r.getMessage()]) == 1
 
 
+def test_the_pid_of_one_that_serves_alone_is_written_down_once_it_is_there_for_a_while(
+    line: Line, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(succession, "NAMED_SECONDS", 3600.0)
+    line.succession.begin()
+    before = (tmp_path / "logic.pid").read_text()
+    assert line.succession.named
+    line.state.store.items.settings.insert(POLICY, "per-request")
+    line.serves()
+    line.follows()
+    line.succession.look_after(resting=False)
+    assert (tmp_path / "logic.pid").read_text() == before
+    assert not line.succession.named
+    monkeypatch.setattr(succession, "NAMED_SECONDS", 0.0)
+    line.succession.look_after(resting=False)
+    assert (tmp_path / "logic.pid").read_text() == f"{line.succession.logic.pid}\n"
+    assert line.succession.named
+
+
 def test_a_pid_that_cannot_be_written_down_costs_nothing(
     line: Line, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
