@@ -149,6 +149,7 @@ static ssize_t receive(int fd, char *order, size_t size, int *fds, int *count)
     struct cmsghdr *c;
     ssize_t length;
 
+    *count = 0;
     while ((length = recvmsg(fd, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT)) < 0) {
         if (errno == EAGAIN)
             poll(&waiting, 1, -1);
@@ -161,7 +162,6 @@ static ssize_t receive(int fd, char *order, size_t size, int *fds, int *count)
         if (PyErr_CheckSignals())
             return -1;
     }
-    *count = 0;
     c = CMSG_FIRSTHDR(&message);
     if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS) {
         *count = (int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
@@ -179,7 +179,7 @@ static PyObject *breed(PyObject *self, PyObject *arguments)
 {
     char order[ORDER_MAX];
     int fds[ENDS_MAX];
-    int hears, says, ends, count = 0, pid, i;
+    int hears, says, ends, count, pid, i;
     char kind;
     ssize_t length;
     PyObject *result;

@@ -90,7 +90,8 @@ class Template(Follower):
         line.entrust(b".", (line.telling_fd,))
         received = line.receive(1)
         if received is not None:
-            os.close(*received[1])
+            for fd in received[1]:
+                os.close(fd)
         line.close()
         Reader(self._reader.path).close()
 
@@ -131,7 +132,8 @@ class Nursery:
         self._newcomers: list[Connection] = []
         """Those that the template has not."""
         self._due = 0.0
-        self._has_forked = False
+        self._last_birth = 0.0
+        """When the template was last heard to have forked somebody; 0 if it has not yet."""
         self.began = self._told = Place("", 0, 0, 0)
         """How far State had written when it forked the template, and when it last told it to follow."""
 
@@ -158,7 +160,7 @@ class Nursery:
     def begin(self, template: Worker, place: Place) -> None:
         """There is a template from now on, which was forked when State had written so far."""
         self._template = template
-        self._has_forked = False
+        self._last_birth = 0.0
         self.began = self._told = place
         self._epoll.register(template.fd, select.EPOLLIN)
         self._epoll.register(template.line.question_fd, select.EPOLLIN)
@@ -210,10 +212,10 @@ class Nursery:
             or (total - self._told.total > POKE_BYTES and not self._tell(()))
         ):
             self.dismiss()
-        elif self._unborn and time.monotonic() > self._unborn[0].ordered + (
-            PATIENCE if self._has_forked else PREPARING
-        ):
-            self._give_up("it does nothing")
+        elif self._unborn:
+            since = max(self._unborn[0].ordered, self._last_birth)
+            if time.monotonic() > since + (PATIENCE if self._last_birth else PREPARING):
+                self._give_up("it does nothing")
 
     def _give_up(self, why: str) -> None:
         log.warning("the template of Logic is given up (%s); another one will be forked by and by", why)
@@ -258,7 +260,7 @@ class Nursery:
             if said is None:
                 return
             infant = self._unborn.popleft()
-            self._has_forked = True
+            self._last_birth = time.monotonic()
             try:
                 infant.worker.in_keeper(*_BIRTH.unpack(said))
                 os.waitid(os.P_PIDFD, infant.worker.fd, os.WEXITED | os.WNOHANG | os.WNOWAIT)

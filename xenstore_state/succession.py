@@ -133,6 +133,7 @@ class Succession:
         ready = self._reserve.turn(self._estate.consumer.sequence, shared=asked)
         last, self.epoll_set = self.epoll_set, self._estate.reception.sockets.take(alone=self._one_by_one)
         self.logic.close()
+        is_first = not self._started
         self._started = time.monotonic()
         self._first_beat = self._estate.box.words[W_BEAT]
         if ready is not None and self._has_its_turn(*ready):
@@ -151,7 +152,7 @@ class Succession:
         self._reserve.after(self._started, at_once=self._one_by_one)
         self._asked = asked
         self.named = False
-        if not self._one_by_one:
+        if is_first or not self._one_by_one:
             self._write_pid()
         return ready is not None
 

@@ -220,6 +220,26 @@ def test_a_template_that_does_nothing_is_given_up(
     assert not nursed.nursery.there
 
 
+def test_a_template_that_took_its_time_for_the_first_has_the_usual_for_the_second(nursed: Nursed) -> None:
+    """Both were ordered at once."""
+    nursed.begin()
+    for _ in range(READY):
+        nursed.nursery.order(0)
+    assert select.select([nursed.worker.line.question_fd], [], [], PATIENCE)[0]
+    nursed.at_rest()
+    said, *rest = [nursed.worker.line.listen() for _ in range(READY)]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(nursed.worker.line, "listen", iter([said, None]).__next__)
+        for infant in nursed.nursery._unborn:
+            infant.ordered -= nursery.PATIENCE + 1
+        assert nursed.nursery.hear(nursed.worker.line.question_fd)
+        nursed.nursery.look_after()
+        assert nursed.nursery.there
+        patched.setattr(nursed.worker.line, "listen", iter([*rest, None]).__next__)
+        nursed.nursery.hear(nursed.worker.line.question_fd)
+    assert len(nursed.nursery._born) == READY
+
+
 def test_whoever_was_forked_too_late_ends(nursed: Nursed) -> None:
     """The template has forked it, and State has not heard of it."""
     nursed.begin()

@@ -53,3 +53,10 @@ def test_more_descriptors_than_ever_come_cannot_be_asked_for(line: Line) -> None
 def test_another_fault_is_one(line: Line) -> None:
     with pytest.raises(OSError, match="Bad file descriptor"):
         sibling.breed(-1, -1, KIND, 0)
+
+
+def test_nobody_is_there_any_more_and_has_left_something_unread(line: Line) -> None:
+    """The kernel says that in another way."""
+    line._worker_hears.send(b"unread")
+    line._keeper_tells.close()
+    assert breed(line, 0) == (b"", [], False)

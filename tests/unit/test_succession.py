@@ -200,10 +200,10 @@ def test_the_pid_of_one_that_serves_alone_is_written_down_once_it_is_there_for_a
     line: Line, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(succession, "NAMED_SECONDS", 3600.0)
+    line.state.store.items.settings.insert(POLICY, "per-request")
     line.succession.begin()
     before = (tmp_path / "logic.pid").read_text()
-    assert line.succession.named
-    line.state.store.items.settings.insert(POLICY, "per-request")
+    assert line.succession.named, "the first one is at once: there was none before"
     line.serves()
     line.follows()
     line.succession.look_after(resting=False)
