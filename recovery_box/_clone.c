@@ -112,7 +112,10 @@ static PyObject *remnant(PyObject *self, PyObject *arguments)
 #define CLONE(flags, tid) syscall(SYS_clone, flags, NULL, NULL, 0L, tid)
 #endif
 
-/* As the C library forks for one thread, but that neither it nor Python does anything at it: no lock is held by anybody else. */
+/*
+ * Forks a child of the parent's, which ends with that: its pid, or 0 in the child.
+ * As the C library forks for one thread, but that neither it nor Python does anything at it: no lock is held by anybody else.
+ */
 static long sibling(void)
 {
     int *tid = NULL; /* where the C library keeps the thread's id, if the kernel says where that is */
@@ -125,15 +128,6 @@ static long sibling(void)
         syscall(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
     }
     return pid;
-}
-
-static PyObject *fork_sibling(PyObject *self, PyObject *nothing)
-{
-    long pid = sibling();
-
-    if (pid < 0)
-        return PyErr_SetFromErrno(PyExc_OSError);
-    return PyLong_FromLong(pid);
 }
 
 /* An order, with the descriptors that came with it: its length, 0 if whoever orders is gone, -1 with an exception. */
@@ -221,8 +215,7 @@ static PyObject *breed(PyObject *self, PyObject *arguments)
 static PyMethodDef functions[] = {
     {"called", called, METH_O, "Names the calling thread."},
     {"remnant", remnant, METH_VARARGS, "Makes a remnant of this process, once, by the first name; the process has the second. It outlives that by so many nanoseconds. Its pid. Raises OSError."},
-    {"breed", breed, METH_VARARGS, "Forks a sibling for each order that comes by the first descriptor, begins with the given byte and comes with so many descriptors; says its pid by the second descriptor. Returns (order, descriptors, whether this is a child) in each child, and for any other order; that is empty when nobody can order any more. Raises OSError."},
-    {"sibling", fork_sibling, METH_NOARGS, "Forks a child of the parent's, which ends with that: its pid, or 0 in the child. Raises OSError."},
+    {"breed", breed, METH_VARARGS, "Forks a sibling for each order that comes by the first descriptor, begins with the given byte and comes with so many descriptors; says its pid by the second descriptor. The sibling ends with its parent. Returns (order, descriptors, whether this is a child) in each child, and for any other order; that is empty when nobody can order any more. Raises OSError."},
     {NULL, NULL, 0, NULL},
 };
 

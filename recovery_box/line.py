@@ -66,7 +66,7 @@ class Line:
         return True
 
     def listen(self) -> bytes | None:
-        """What the worker says without waiting for an answer (`say`); None if that is nothing."""
+        """What the worker says without waiting for an answer; None if that is nothing."""
         try:
             return self._keeper_answers.recv(MESSAGE_MAX) or None
         except (BlockingIOError, ConnectionResetError):
@@ -149,13 +149,6 @@ class Line:
         if not message:
             raise EOFError("the keeper is gone")
         return message, enclosed(ancillary)
-
-    def say(self, message: bytes) -> None:
-        """Says something to which there is no answer (`listen`).  Raises `EOFError` when the keeper is gone."""
-        try:
-            self._worker_asks.send(message, socket.MSG_NOSIGNAL)
-        except (BrokenPipeError, ConnectionResetError):
-            raise EOFError("the keeper is gone") from None
 
     def close(self) -> None:
         """Closes all ends, as far as they are open here."""

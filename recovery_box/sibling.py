@@ -26,17 +26,13 @@ _TRIES: Final = 2
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
-def fork() -> int:
-    """Forks a child of this process's parent, killed when that ends: its pid, or 0 in the child.  Raises OSError."""
-    return _clone.sibling()
-
-
 def breed(hears: int, says: int, kind: bytes, ends: int) -> tuple[bytes, list[int], bool]:
-    """Forks like that for each order of one kind, and says each child's pid (an int as the machine has it) by `says`.
+    """Forks a child of this process's parent, killed when that ends, for each order of one kind, and says its pid by `says`.
 
     An order is a message that comes by `hears`, begins with the byte `kind`, and comes with so many descriptors, which only the
     child keeps.  Returns in each child, with any other message, which is left to the caller, and when there will be none
-    any more (it is empty then): the message, its descriptors, whether this is a child.  Raises OSError.
+    any more (it is empty then): the message, its descriptors, whether this is a child.  A pid is an int as the machine has it.
+    Raises OSError.
     """
     return _clone.breed(hears, says, kind, ends)
 

@@ -39,7 +39,6 @@ PATIENCE: Final = 1.0
 PREPARING: Final = 30.0
 """The same for what it is told first: before, it goes through all of its memory, which may be gigabytes."""
 _FORK: Final = b"F"
-_FOLLOW_AND_FORK: Final = b"B"
 _FOLLOW: Final = b"P"
 _ORDER: Final = struct.Struct("=cQQI")
 """What is to be done, how far to follow (number of the ledger, bytes of it), how many connections wait to be handed over.
@@ -68,21 +67,13 @@ class Template(Follower):
             if not order:
                 raise EOFError("the keeper is gone")
             kind, number, end, newcomers = _ORDER.unpack(order)
-            if not born:
-                self._catch_up((number, end))
-                self._take(newcomers)
-                if kind == _FOLLOW:
-                    continue
-                if len(ends) < _ENDS:
-                    raise Incomplete("no descriptor was free for a line to State")
-                pid = sibling.fork()
-                if pid:
-                    for fd in ends:
-                        os.close(fd)
-                    self._given.line.say(_BIRTH.pack(pid))
-                    continue
-            asks, learns, takes = ends
-            return self._begin_to_stand_by((number, end), asks, learns, takes)
+            if born:
+                asks, learns, takes = ends
+                return self._begin_to_stand_by((number, end), asks, learns, takes)
+            if kind == _FORK:
+                raise Incomplete("no descriptor was free for a line to State")
+            self._catch_up((number, end))
+            self._take(newcomers)
 
     def _rehearse(self) -> None:
         """Does what children are the first to do: the loader looks up then where that is, which each of them would have to."""
@@ -190,15 +181,16 @@ class Nursery:
         assert self._survival is not None
         newcomers = [c for c in self._newcomers if not c.closed]
         self._newcomers.clear()
-        place, kind = self._survival.place, _FORK
+        place, line = self._survival.place, self._template.line
         if newcomers or not ends or place.total - self._told.total > BEHIND_BYTES:
-            self._told, kind = place, _FOLLOW_AND_FORK if ends else _FOLLOW
-        order = _ORDER.pack(kind, place.number, place.end, len(newcomers))
-        return (
-            len(newcomers) <= NEWCOMERS_MAX
-            and all(self._template.handover.give(c.id, c.slot, c.fd, c.domid) for c in newcomers)
-            and self._template.line.entrust(order, ends)
-        )
+            self._told = place
+            if (
+                len(newcomers) > NEWCOMERS_MAX
+                or not all(self._template.handover.give(c.id, c.slot, c.fd, c.domid) for c in newcomers)
+                or not line.entrust(_ORDER.pack(_FOLLOW, place.number, place.end, len(newcomers)), ())
+            ):
+                return False
+        return not ends or line.entrust(_ORDER.pack(_FORK, place.number, place.end, 0), ends)
 
     def look_after(self) -> None:
         """Has the template follow, or gives it up; to be called every now and then."""
